@@ -1,0 +1,3 @@
+from xmafast.cli.app import main
+
+main()

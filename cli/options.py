@@ -1,0 +1,55 @@
+"""Options that several commands share, and ``--topk 1 5 10``."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, and everything else on stderr.")]
+WORKSPACE = Annotated[
+    Path, typer.Option("--workspace", envvar="XMAFAST_WORKSPACE", help="The folder that holds caches/, runs/ and datasets/.")
+]
+TOPK = Annotated[list[int], typer.Option("--topk", min=1, help="The K of R@K, one or several: --topk 1 5 10.")]
+
+
+class SpreadCommand(TyperCommand):
+    """A command whose repeatable options also take several values after one name.
+
+    ``--topk 1 5 10`` becomes ``--topk 1 --topk 5 --topk 10``. Only tokens that parse as the option's type are spread, so
+    that ``--topk 1 5 runs/a`` still finds its argument; nothing is spread after ``--``.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        multiple = {name: p for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        spread: list[str] = []
+        tokens = iter(args)
+        for token in tokens:
+            if token == "--":
+                spread += [token, *tokens]
+                break
+            option = multiple.get(token)
+            spread.append(token)
+            if option is None:
+                continue
+            first = next(tokens, None)
+            if first is None:
+                break
+            spread.append(first)
+            for value in tokens:
+                if value.startswith("-") or not _parses(option, value, ctx):
+                    tokens = itertools.chain([value], tokens)
+                    break
+                spread += [token, value]
+        return super().parse_args(ctx, spread)
+
+
+def _parses(option: Any, value: str, ctx: Any) -> bool:
+    try:
+        option.type.convert(value, option, ctx)
+    except Exception:
+        return value.isdigit()  # a number out of range is still meant for the option, which will say so
+    return True

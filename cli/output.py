@@ -1,0 +1,88 @@
+"""What a command prints: results on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A remark for a person, on stderr."""
+    err.print(Text(text))
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout; a metric that is not a number becomes null."""
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {self.unit}/s")
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left; yields ``update(done, total, note="")``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=False) as progress:
+        task = progress.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def metrics_table(title: str, rows: list[tuple[str, dict[str, Any]]], topk: list[int]) -> Table:
+    """Both directions of one or several models; a row is (name, {"t2v": ..., "v2t": ..., "interval"?: ...})."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("")
+    for name in [*(f"R@{k}" for k in topk), "MdR", "MnR"]:
+        table.add_column(name, justify="right")
+    for direction, label in (("t2v", "text to video"), ("v2t", "video to text")):
+        for name, metrics in rows:
+            values = metrics[direction]
+            interval = metrics.get("interval", {}).get(direction, {})
+            cells = []
+            for k in topk:
+                low_high = interval.get(f"R@{k}")
+                cells.append(f"{values[f'R@{k}']:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if low_high else ""))
+            table.add_row(label, name, *cells, f"{values['MdR']:.1f}", f"{values['MnR']:.1f}")
+            label = ""
+        table.add_section()
+    return table

@@ -1,0 +1,113 @@
+"""``xmafast train``: train a method on a frozen backbone."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xmafast.cli.options import JSON, WORKSPACE
+from xmafast.cli.output import bar, metrics_table, note, out, print_json
+from xmafast.cli.workspace import cache_folder, new_run
+
+
+class Header(str, Enum):
+    mean = "mean"
+    text_conditioned = "text-conditioned"
+
+
+def train(
+    cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name [default: the newest cache].")] = None,
+    method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them.")] = "cross-modal",
+    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck [default: the method's].")] = None,
+    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension [default: the method's].")] = None,
+    header: Annotated[Header | None, typer.Option(help="Similarity header [default: the method's].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo [default: the cache's].")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="An open_clip tag, a weights file, or none for random weights [default: openai; demo has its own].")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data [default: the data set's].")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of video and caption a step [default: the data set's].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the method's].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder [default: runs/DATASET-METHOD-TIME].")] = None,
+    json: JSON = False,
+    workspace: WORKSPACE = Path(),
+) -> None:
+    """Train a method on a frozen backbone and keep the epoch that is best on validation.
+
+    Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64
+    """
+    from xmafast.errors import unknown
+    from xmafast.methods import METHODS
+
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    folder = cache_folder(cache, workspace)
+    trained = run_training(
+        folder,
+        workspace,
+        method=method,
+        header=header.value if header else None,
+        backbone=backbone,
+        pretrained=pretrained,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        out=out_folder,
+        options={key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},
+    )
+    if json:
+        print_json({"run": str(trained.folder), **trained.metrics})
+        return
+    m = trained.metrics
+    out.print(
+        metrics_table(f"Validation, best epoch {m['best_epoch']} (cut from train, never test)", [("adapted", m["validation"])], [1, 5, 10])
+    )
+    out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
+    out.print(f"Run: {trained.folder}")
+    out.print("Next: xmafast eval --topk 1 5 10")
+
+
+def run_training(folder, workspace, *, out, options, method, **settings):  # type: ignore[no-untyped-def]
+    """Train with a progress bar; explains a missing train split by the data set's own files."""
+    from xmafast.training import Progress, train, training_split
+
+    explain_missing_train(folder)
+    train_cache, *_ = training_split(folder)
+    dataset = train_cache.attributes.get("dataset", folder.name)
+    run = out or new_run(workspace, dataset, method)
+    note(f"Training {method} on {train_cache.path} into {run}")
+    with bar("training", "steps") as update:
+        last = ""
+
+        def report(p: Progress) -> None:
+            nonlocal last
+            if p.validation:
+                last = f", validation R@1 {p.validation['t2v']['R@1']:.1f}"
+            update(p.step, p.steps, f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}{last}")
+
+        return train(folder, run, method=method, report=report, **settings, **options)
+
+
+def explain_missing_train(folder: Path) -> None:
+    """Where a cache has no train split, raise the error that names the data set's missing file, or the command to run."""
+    from xmafast.cache import open_splits
+    from xmafast.datasets import DATASETS, load_split
+    from xmafast.errors import CacheError
+
+    splits = open_splits(folder)
+    if "train" in splits:
+        return
+    attributes = next(iter(splits.values())).attributes
+    dataset, root = attributes.get("dataset"), attributes.get("root")
+    command = f"xmafast cache {dataset} --split train --root {root}"
+    if dataset in DATASETS and root and Path(root).is_dir():
+        try:
+            load_split(dataset, Path(root), "train")
+        except Exception as error:
+            raise CacheError(f"{folder} has no train split yet. {error} Then run: {command}") from error
+    raise CacheError(f"{folder} has no train split yet (it has: {', '.join(splits)}); make it with: {command}")

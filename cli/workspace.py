@@ -1,0 +1,42 @@
+"""Where caches and runs live, and which one a command takes when none is named."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from xmafast.errors import CacheError, RunError
+
+
+def cache_folder(named: Path | None, workspace: Path) -> Path:
+    """The cache that was named (a folder, a file, or a data set's name), or the newest one of the workspace."""
+    if named is not None:
+        inside = workspace / "caches" / named
+        return inside if not named.exists() and inside.is_dir() else named
+    files = sorted(workspace.glob("caches/*/*.h5"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise CacheError(f"There is no cache in {workspace / 'caches'} yet; make one with: xmafast cache demo")
+    return files[-1].parent
+
+
+def run_folder(named: Path | None, workspace: Path) -> Path:
+    """The run that was named (a folder, or a name under runs/), or the newest one of the workspace."""
+    if named is not None:
+        inside = workspace / "runs" / named
+        return inside if not named.exists() and inside.is_dir() else named
+    runs = newest_runs(workspace)
+    if not runs:
+        raise RunError(f"There is no trained run in {workspace / 'runs'} yet; make one with: xmafast train")
+    return runs[0]
+
+
+def newest_runs(workspace: Path) -> list[Path]:
+    """The runs that can be loaded, newest first."""
+    files = sorted(workspace.glob("runs/*/best/adapter_config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent.parent for path in files]
+
+
+def new_run(workspace: Path, dataset: str, method: str) -> Path:
+    """A name for a new run that is not taken."""
+    base = workspace / "runs" / f"{dataset}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for n in range(1, 1000) if not (path := base if n == 1 else base.with_name(f"{base.name}-{n}")).exists())

@@ -1,0 +1,5 @@
+"""The symmetric contrastive loss."""
+
+from xmafast.kernels.contrast.reference import info_nce, info_nce_from_scores
+
+__all__ = ["info_nce", "info_nce_from_scores"]

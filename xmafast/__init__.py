@@ -1,0 +1,54 @@
+"""xmafast: parameter-efficient text-video and text-image retrieval on a frozen CLIP.
+
+Names are imported on first use, so that ``import xmafast`` and ``xmafast --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from xmafast.backbone import Backbone, load_backbone
+    from xmafast.cache import FrameCache, build_cache
+    from xmafast.evaluation import evaluate
+    from xmafast.methods import METHODS
+    from xmafast.retriever import Retriever, load
+    from xmafast.training import train
+
+_HOME = {
+    "METHODS": "methods",
+    "Backbone": "backbone",
+    "FrameCache": "cache",
+    "Retriever": "retriever",
+    "build_cache": "cache",
+    "evaluate": "evaluation",
+    "load": "retriever",
+    "load_backbone": "backbone",
+    "train": "training",
+}
+
+__all__ = [
+    "METHODS",
+    "Backbone",
+    "FrameCache",
+    "Retriever",
+    "__version__",
+    "build_cache",
+    "evaluate",
+    "load",
+    "load_backbone",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"xmafast.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'xmafast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,240 @@
+"""A frozen dual encoder from open_clip, with named places where methods plug in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from xmafast.blocks import Places, causal_mask, run_blocks
+from xmafast.errors import BackboneError, UsageError, unknown
+
+DEMO = Path(__file__).parent / "demo" / "backbone"
+PlacesOf = Callable[[int], Places]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a method may know of a backbone: widths, depths, and how many parameters are frozen."""
+
+    vision_width: int
+    vision_depth: int
+    text_width: int
+    text_depth: int
+    embed_dim: int
+    parameters: int
+
+
+class Backbone(nn.Module):
+    """A frozen, pretrained dual encoder in eval mode.
+
+    Attributes: ``name`` and ``pretrained`` (how it was asked for), ``shape``, ``image_size`` (pixels), ``context_length``
+    (tokens), ``logit_scale`` (the frozen temperature exp(s), a float), ``clip`` (open_clip's model, untouched).
+    """
+
+    def __init__(self, name: str, pretrained: str, clip: nn.Module, tokenizer: Callable[..., Tensor], preprocess: dict[str, Any]) -> None:
+        super().__init__()
+        self.name, self.pretrained = name, pretrained
+        self.clip = clip.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self._text = clip.text if hasattr(clip, "text") else clip
+        self.shape = _shape_of(clip)
+        self.image_size = int(clip.visual.image_size[0])
+        self.context_length = int(self._text.context_length)
+        self.logit_scale = float(clip.logit_scale.exp().clamp(max=100))
+        self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """A frozen backbone stays in eval mode, whatever the model around it does."""
+        return super().train(False)
+
+    def encode_image(self, images: Tensor, places: PlacesOf | None = None) -> Tensor:
+        """Normalised images (B, 3, H, W) -> un-normalised embeddings (B, D).
+
+        Without ``places`` equal to open_clip's ``encode_image`` to the bit.
+        """
+        visual = self.clip.visual
+        x = run_blocks(visual.transformer.resblocks, visual._embeds(images), None, places)
+        pooled, _ = visual._pool(x)
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def encode_text(self, tokens: Tensor, places: PlacesOf | None = None) -> Tensor:
+        """Token ids (B, W), W up to the context length -> un-normalised embeddings (B, D).
+
+        Without ``places``, and with W the full context length, equal to open_clip's ``encode_text`` to the bit.
+        """
+        text, length = self._text, tokens.shape[1]
+        if length > self.context_length:
+            raise UsageError(f"{length} tokens do not fit the {self.context_length} of {self.name}; use fewer words.")
+        dtype = text.transformer.get_cast_dtype()
+        x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
+        x = run_blocks(text.transformer.resblocks, x, causal_mask(text.attn_mask, length), places)
+        x = text.ln_final(x)
+        pool = text.text_pool_type if hasattr(text, "text_pool_type") else text.pool_type
+        eos = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
+        x = text_global_pool(x, tokens, pool, eos_token_id=eos)
+        if isinstance(text.text_projection, nn.Linear):
+            return text.text_projection(x)
+        return x if text.text_projection is None else x @ text.text_projection
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (B, H, W, 3) -> normalised float images (B, 3, H, W); other sizes are resized to the backbone's."""
+        x = frames.permute(0, 3, 1, 2).float().div_(255)
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            x = nn.functional.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp_(0, 1)
+        return (x - self.mean) / self.std
+
+    def tokenize(self, texts: Sequence[str], words: int | None = None) -> Tensor:
+        """Captions -> token ids (N, words), cut to the context length; a longer caption keeps its end-of-text token."""
+        return self.tokenizer(list(texts), context_length=min(words or self.context_length, self.context_length))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the weights: what an adapter or a cache made with this backbone is bound to."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.clip.state_dict().items()):
+            digest.update(f"{key} {tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
+    """A frozen dual encoder.
+
+    name: ``demo`` (the embedded one) or an open_clip model with its own ViT and text blocks, as ``ViT-B-32`` or ``ViT-B/32``.
+    pretrained: an open_clip tag (downloaded once by open_clip), a local weights file, or ``none`` for random weights from a
+        fixed seed. ``demo`` brings its own weights, whatever tag is named. A tag's activation (QuickGELU or GELU) is set
+        from the tag; a file cannot say, so name the model: ``ViT-B-32-quickgelu`` for OpenAI's weights.
+
+    Raises UsageError for an unknown name or tag, BackboneError for weights that cannot be had or do not fit.
+    """
+    if name == "demo":
+        if pretrained != "none" and not Path(pretrained).is_file():
+            pretrained = str(DEMO / "open_clip_model.safetensors")
+        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))
+        clip = _load_file(_build(config["model_cfg"]), pretrained, name)
+        tokenizer = SimpleTokenizer(bpe_path=str(DEMO / "bpe.txt.gz"), context_length=config["model_cfg"]["text_cfg"]["context_length"])
+        label = pretrained if pretrained == "none" else "demo" if Path(pretrained).parent == DEMO else pretrained
+        return Backbone(name, label, clip, tokenizer, config["preprocess_cfg"])
+
+    name = name.replace("/", "-")
+    config = _config(name)
+    preprocess: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    if pretrained == "none" or Path(pretrained).is_file():
+        clip = _load_file(_build(config), pretrained, name)
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        tag = open_clip.get_pretrained_cfg(name, pretrained)
+        if not tag:
+            if {"/", "\\", "."} & set(pretrained):
+                raise BackboneError(f"There is no weights file {pretrained}.")
+            raise unknown(f"weights tag for {name}", pretrained, [*tags, "none"])
+        preprocess |= {key: tag[key] for key in ("mean", "std") if tag.get(key)}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                clip = open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
+        except Exception as error:
+            raise BackboneError(
+                f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({_first_line(error)}). "
+                "Give a local file with --pretrained FILE, or use --backbone demo, which needs no download."
+            ) from error
+    return Backbone(name, pretrained, clip, open_clip.get_tokenizer(name), preprocess)
+
+
+def backbone_shape(name: str) -> Shape:
+    """The widths and depths of a backbone; builds it without memory and loads no weights."""
+    if name == "demo":
+        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        config = _config(name.replace("/", "-"))
+    with torch.device("meta"):
+        return _shape_of(_class_of(config)(**_arguments(config)))
+
+
+def _config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a model that xmafast can take, or the reason why it cannot."""
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise unknown("backbone", name, [n for n in open_clip.list_models() if n.startswith("ViT")] + ["demo"])
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    reason = None
+    if vision.get("timm_model_name"):
+        reason = f"its image tower is timm's {vision['timm_model_name']}"
+    elif not isinstance(vision.get("layers"), int):
+        reason = "its image tower is a ResNet"
+    elif text.get("hf_model_name"):
+        reason = f"its text tower is {text['hf_model_name']}"
+    elif "multimodal_cfg" in config or vision.get("attentional_pool") or text.get("embed_cls"):
+        reason = "it is a captioning model"
+    elif text.get("no_causal_mask") or text.get("hf_tokenizer_name"):
+        reason = "its text tower or tokenizer is not CLIP's"
+    if reason:
+        raise UsageError(f"Backbone {name!r} cannot be used: {reason}. Use a model with open_clip's own ViT and text blocks, as ViT-B-32.")
+    return config
+
+
+def _class_of(config: dict[str, Any]) -> type[nn.Module]:
+    return open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "custom_text"}
+
+
+def _build(config: dict[str, Any]) -> nn.Module:
+    """The model with random weights from a fixed seed, so that two machines agree on ``none``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _class_of(config)(**_arguments(config))
+
+
+def _load_file(clip: nn.Module, path: str, name: str) -> nn.Module:
+    if path == "none":
+        return clip
+    try:
+        open_clip.load_checkpoint(clip, path)
+    except Exception as error:
+        raise BackboneError(f"{path} does not hold the weights of {name}: {_first_line(error)}.") from error
+    return clip
+
+
+def _shape_of(clip: nn.Module) -> Shape:
+    text = clip.text if hasattr(clip, "text") else clip
+    vision_blocks, text_blocks = clip.visual.transformer, text.transformer
+    return Shape(
+        vision_width=vision_blocks.width,
+        vision_depth=len(vision_blocks.resblocks),
+        text_width=text_blocks.width,
+        text_depth=len(text_blocks.resblocks),
+        embed_dim=clip.visual.output_dim,
+        parameters=sum(p.numel() for p in clip.parameters()),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")[:200]
+
+
+def backbone_input(name: str) -> int:
+    """The side of a backbone's square input, in pixels."""
+    if name == "demo":
+        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        config = _config(name.replace("/", "-"))
+    size = config["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])

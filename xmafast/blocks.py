@@ -1,0 +1,93 @@
+"""One transformer block of a frozen encoder, with the places where a method plugs in.
+
+A block's forward is written out here once per family of blocks, so that every method sees the same places and the
+frozen modules stay as their library made them. With no method attached each line is the library's own line: the
+features are equal to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+from torch import Tensor, nn
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a method puts into one block. Tensors are (B, T, D): B frames or captions of T tokens, width D.
+
+    before:          tokens entering the block -> tokens
+    qkv:             (LayerNormed tokens, their (B, T, 3D) query-key-value) -> query-key-value
+    after_attention: the attention's output, before its residual add -> the same shape
+    parallel_mlp:    the residual stream that enters LayerNorm and MLP -> what is added to the MLP's output
+    after_mlp:       the MLP's output, before its residual add -> the same shape
+    after:           tokens leaving the block -> tokens
+    """
+
+    before: Map | None = None
+    qkv: Callable[[Tensor, Tensor], Tensor] | None = None
+    after_attention: Map | None = None
+    parallel_mlp: Map | None = None
+    after_mlp: Map | None = None
+    after: Map | None = None
+
+
+EMPTY = Places()
+
+
+def clip_block(block: nn.Module, x: Tensor, mask: Tensor | None, places: Places = EMPTY) -> Tensor:
+    """One block of open_clip's own transformers: (B, T, D) -> (B, T, D)."""
+    if places.before is not None:
+        x = places.before(x)
+
+    h = block.ln_1(x)
+    if places.qkv is not None:
+        y = _attention_from_qkv(block, h, mask, places.qkv)
+    elif isinstance(block, CustomResidualAttentionBlock):
+        y = block.ln_attn(block.attn(h, attn_mask=mask))
+    else:
+        y = block.attention(h, attn_mask=mask)
+    y = block.ls_1(y)
+    if places.after_attention is not None:
+        y = places.after_attention(y)
+    x = x + y
+
+    y = block.ls_2(block.mlp(block.ln_2(x)))
+    if places.after_mlp is not None:
+        y = places.after_mlp(y)
+    if places.parallel_mlp is not None:
+        y = y + places.parallel_mlp(x)
+    x = x + y
+
+    if places.after is not None:
+        x = places.after(x)
+    return x
+
+
+def _attention_from_qkv(block: nn.Module, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The attention of a plain block, with its fused projection open to a method."""
+    if not isinstance(block, ResidualAttentionBlock):
+        raise TypeError(f"the place 'qkv' is not available in a {type(block).__name__}")
+    attn = block.attn
+    b, t, d = h.shape
+    qkv = change(h, F.linear(h, attn.in_proj_weight, attn.in_proj_bias))
+    q, k, v = (part.reshape(b, t, attn.num_heads, d // attn.num_heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+    return attn.out_proj(y.transpose(1, 2).reshape(b, t, d))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, mask: Tensor | None, places: Callable[[int], Places] | None) -> Tensor:
+    """All blocks of one encoder; ``places(i)`` is what the method puts into block i."""
+    for i, block in enumerate(blocks):
+        x = clip_block(block, x, mask, EMPTY if places is None else places(i))
+    return x
+
+
+def causal_mask(mask: Tensor | None, length: int) -> Tensor | None:
+    """The part of an additive (T, T) mask that ``length`` tokens need."""
+    return None if mask is None else mask[:length, :length]

@@ -1,0 +1,153 @@
+"""Decode workers: spawned processes, one video at a time each, under a time limit.
+
+spawn, because decord hangs in a forked child; processes, because a decoder can hang or crash on a bad file, and then only
+its worker is lost. A worker writes its row of ``/frames`` itself, through a memory map; the parent alone marks rows done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xmafast.cache.decode import decode
+from xmafast.errors import DecodeError
+
+
+class Job(NamedTuple):
+    row: int
+    path: Path
+
+
+class Done(NamedTuple):
+    row: int
+    timestamps: np.ndarray | None  # None where it failed
+    error: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where rows go: ``/frames`` of a cache file as a memory map, and how a video becomes a row."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, int, int, int, int]  # (N, F, size, size, 3)
+    options: dict[str, Any] = field(default_factory=dict)  # of ``decode``
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+    deadline: float = 0.0
+
+
+def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit: float) -> Iterator[Done]:
+    """Decode every job into its row; yields each as it ends, in no fixed order. Never raises for a single video."""
+    queue = iter(jobs)
+    crew: list[_Worker] = []
+
+    def hire() -> _Worker:
+        context = mp.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, target), daemon=True)
+        process.start()
+        there.close()
+        return _Worker(process, here)
+
+    def give(worker: _Worker) -> None:
+        worker.job = next(queue, None)
+        if worker.job is not None:
+            worker.deadline = time.monotonic() + time_limit + (0 if worker.process.pid in warm else START_GRACE)
+            with contextlib.suppress(OSError):  # a worker that has died meanwhile is noticed below
+                worker.pipe.send(worker.job)
+
+    def replace(worker: _Worker) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        crew.remove(worker)
+        fresh = hire()
+        crew.append(fresh)
+        give(fresh)
+
+    warm: set[int | None] = set()
+    try:
+        for _ in range(workers):
+            worker = hire()
+            crew.append(worker)
+            give(worker)
+            if worker.job is None:
+                break
+        while busy := [w for w in crew if w.job is not None]:
+            pause = max(0.0, min(w.deadline for w in busy) - time.monotonic())
+            ready = set(wait([w.pipe for w in busy], pause))
+            for worker in busy:
+                assert worker.job is not None
+                row = worker.job.row
+                if worker.pipe in ready:
+                    try:
+                        timestamps, error = worker.pipe.recv()
+                    except (EOFError, OSError):
+                        worker.process.join()
+                        yield Done(row, None, f"the decoder crashed ({_exit(worker.process.exitcode)})")
+                        replace(worker)
+                        continue
+                    warm.add(worker.process.pid)
+                    give(worker)
+                    yield Done(row, timestamps, error)
+                elif time.monotonic() >= worker.deadline:
+                    yield Done(row, None, f"not decoded within the time limit of {time_limit:g} s")
+                    replace(worker)
+    finally:
+        for worker in crew:
+            worker.process.kill()
+        for worker in crew:
+            worker.process.join()
+            worker.pipe.close()
+
+
+START_GRACE = 60.0  # seconds that a fresh process may take to import, on top of its first video's limit
+
+
+def _exit(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+
+def _work(pipe: Connection, target: Target) -> None:
+    """A worker's life: a job in, its row written, timestamps or an error out. Ends when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)  # the codecs' own chatter; what matters comes back as an error
+    rows = np.memmap(target.file, dtype=np.uint8, mode="r+", offset=target.offset, shape=target.shape)
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        timestamps, error = None, ""
+        try:
+            decoded = decode(job.path, **target.options)
+            n = len(decoded.frames)
+            rows[job.row, :n] = decoded.frames
+            rows[job.row, n:] = 0
+            timestamps = decoded.timestamps
+        except DecodeError as problem:
+            error = str(problem)
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        try:
+            pipe.send((timestamps, error))
+        except OSError:
+            return

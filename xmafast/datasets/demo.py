@@ -1,0 +1,30 @@
+"""The embedded data set: 600 animated emoji clips (Fluent design) with their labels and tags, 450 to train and 150 to test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from xmafast.datasets.base import Split, Video
+
+ROOT = Path(__file__).parents[1] / "demo" / "fluent-clips"
+SAMPLING = "uniform"  # the clips last three seconds: one frame a second would miss the motion
+FRAME_SIZE = 96  # the demo backbone's input
+
+
+def splits(root: Path) -> dict[str, list[str]]:
+    return {"train": [], "test": []}
+
+
+def load(root: Path, split: str) -> Split:
+    """train: the label, the tags, and both, as three captions of each clip. test: the label alone, the query."""
+    videos = []
+    with (root / "captions.jsonl").open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["split"] == split:
+                tags = ", ".join(row["tags"])
+                captions = (row["label"], tags, f"{row['label']}, {tags}") if split == "train" and tags else (row["label"],)
+                videos.append(Video(row["id"], root / row["video"], captions))
+    return Split(
+        "demo", split, root, videos, captions_per_epoch="one", epochs=5, batch_size=64, default_backbone="demo", default_pretrained="demo"
+    )

@@ -1,0 +1,1 @@
+"""The embedded default: clips, captions and a small pretrained backbone."""

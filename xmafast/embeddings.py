@@ -1,0 +1,84 @@
+"""Frame embeddings of a whole cache, computed once for each model and kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xmafast.cache import FrameCache
+from xmafast.files import write_atomically
+from xmafast.retriever import Retriever
+
+Progress = Callable[[int, int], None]
+VIDEOS_AT_ONCE = 16
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 arithmetic where the device is built for it; float32 on CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+@torch.inference_mode()
+def embed_frames(retriever: Retriever, cache: FrameCache, rows: np.ndarray, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of a cache -> un-normalised frame embeddings (M, F, D) in float32, and mask (M, F)."""
+    retriever.eval()
+    embeddings, masks = [], []
+    for start in range(0, len(rows), VIDEOS_AT_ONCE):
+        frames, mask = cache.read(rows[start : start + VIDEOS_AT_ONCE])
+        with autocast(retriever.device):
+            embeddings.append(retriever.encode_frames(frames, mask).float())
+        masks.append(mask.to(retriever.device))
+        if progress:
+            progress(min(start + VIDEOS_AT_ONCE, len(rows)), len(rows))
+    if not embeddings:
+        width = retriever.backbone.shape.embed_dim
+        return torch.zeros(0, cache.shape[1], width), torch.zeros(0, cache.shape[1], dtype=torch.bool)
+    return torch.cat(embeddings), torch.cat(masks)
+
+
+@torch.inference_mode()
+def embed_texts(retriever: Retriever, texts: list[str], batch: int = 256) -> Tensor:
+    """Captions -> un-normalised embeddings (N, D) in float32."""
+    retriever.eval()
+    parts = []
+    for start in range(0, len(texts), batch):
+        with autocast(retriever.device):
+            parts.append(retriever.encode_text(texts[start : start + batch]).float())
+    return torch.cat(parts) if parts else torch.zeros(0, retriever.backbone.shape.embed_dim)
+
+
+def stored_embeddings(retriever: Retriever, cache: FrameCache, folder: Path, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    """``embed_frames`` of every row that is done, read from ``folder`` where the same model has embedded the same frames."""
+    path = folder / f"{cache.label.replace('/', '-')}-{_key(retriever, cache)}.safetensors"
+    if path.is_file():
+        try:
+            tensors = load_file(path, device=str(retriever.device))
+            return tensors["frames"], tensors["mask"]
+        except (SafetensorError, OSError, KeyError):
+            path.unlink()  # damaged: it can be had again
+    frames, mask = embed_frames(retriever, cache, cache.rows, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"frames": frames.cpu().contiguous(), "mask": mask.cpu().contiguous()}
+    write_atomically(path, lambda partial: save_file(tensors, partial))
+    return frames, mask
+
+
+def _key(retriever: Retriever, cache: FrameCache) -> str:
+    """Everything that the embeddings depend on, as a short hash."""
+    digest = hashlib.sha256(retriever.backbone.fingerprint.encode())
+    if retriever.method is not None and retriever.enabled:
+        for name, value in sorted(retriever.method.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    attributes = cache.attributes
+    digest.update(repr([attributes.get(k) for k in ("source_sha256", "frames", "sampling", "size", "decoder")]).encode())
+    for view in (cache.status, cache.num_frames, cache.bytes):
+        digest.update(np.ascontiguousarray(view).tobytes())
+    return digest.hexdigest()[:16]

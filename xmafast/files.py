@@ -1,0 +1,22 @@
+"""Which files are videos and images, and writing files so that a crash leaves the old one or the new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+VIDEOS = {".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv"}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` fills a file beside ``path``, which then takes its name; on any error ``path`` stays as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""The contract that every method keeps."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from xmafast.backbone import Shape
+from xmafast.blocks import Places
+from xmafast.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the batch that passes: how its B images group into videos.
+
+    frames: F, the frames of each video (1 for single images and for text); mask: (B // F, F) bool, true where a frame is real.
+    """
+
+    frames: int = 1
+    mask: Tensor | None = None
+
+
+class Method(nn.Module):
+    """Trained parameters, and what they put at which places of the frozen blocks.
+
+    A method is built from the backbone's ``Shape`` and nothing else, and its ``places`` may use the tensors of one item
+    only, so that an item's embedding does not depend on the other items of its batch.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    default_header: ClassVar[str]
+    default_lr: ClassVar[float]  # for AdamW with float32 masters; tuned here, not the published one
+
+    @classmethod
+    def build(cls, shape: Shape, **options: Any) -> Method:
+        known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "shape")]
+        for option in options:
+            if option not in known:
+                raise UsageError(f"Method {cls.name!r} has no option {option!r}; it has: {', '.join(known)}.")
+        return cls(shape, **options)
+
+    def options(self) -> dict[str, Any]:
+        """What ``build`` needs, beside the shape, to make this method again."""
+        raise NotImplementedError
+
+    def vision_places(self, block: int, context: Context) -> Places:
+        raise NotImplementedError
+
+    def text_places(self, block: int, context: Context) -> Places:
+        raise NotImplementedError
+
+    @property
+    def trainable(self) -> int:
+        """The number of trained parameters; one shared by both encoders counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def pair_blocks(vision_depth: int, text_depth: int) -> list[tuple[int, int]]:
+    """Which (vision, text) blocks share: text block i of Lt with vision block (i + 1) Lv / Lt - 1, the last with the last."""
+    n = min(vision_depth, text_depth)
+    return [((i + 1) * vision_depth // n - 1, (i + 1) * text_depth // n - 1) for i in range(n)]

@@ -1,0 +1,160 @@
+"""Backbone + method + similarity header: the model, and the folder that holds what was trained of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xmafast import __version__
+from xmafast.backbone import Backbone, load_backbone
+from xmafast.errors import RunError, UsageError, unknown
+from xmafast.files import write_atomically
+from xmafast.kernels import similarity
+from xmafast.kernels.pooling import HEADERS
+from xmafast.methods import Method, build_method
+from xmafast.methods.base import Context
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class Retriever(nn.Module):
+    """A frozen backbone with a method in its places and a header over its embeddings.
+
+    method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
+        model alone. header: ``mean`` or ``text-conditioned``; None takes the method's own, ``text-conditioned`` without one.
+    words: the most tokens of a caption, the published recipes' 32. temperature: the header's, on un-normalised embeddings.
+
+    Raises UsageError for an unknown method, option or header.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: str | None = "cross-modal",
+        header: str | None = None,
+        *,
+        words: int = 32,
+        temperature: float = 5.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.method: Method | None = None if method is None else build_method(method, backbone.shape, **options)
+        self.header = header or (self.method.default_header if self.method else "text-conditioned")
+        if self.header not in HEADERS:
+            raise unknown("header", self.header, HEADERS)
+        self.words = min(words, backbone.context_length)
+        self.temperature = temperature
+        self.enabled = True  # False switches the method off: the features are the frozen model's, to the bit
+
+    @property
+    def trainable(self) -> int:
+        """The number of trained parameters."""
+        return self.method.trainable if self.method else 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.mean.device
+
+    def encode_frames(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Frames of videos -> un-normalised frame embeddings (B, F, D).
+
+        frames: uint8 (B, F, H, W, 3), resized to the backbone's input where they differ, or normalised float (B, F, 3, H, W).
+        mask: (B, F), true where a frame is real; None means all are.
+        """
+        b, f = frames.shape[:2]
+        flat = frames.flatten(0, 1).to(self.device)
+        images = self.backbone.normalise(flat) if frames.dtype == torch.uint8 else flat
+        context = Context(f, None if mask is None else mask.bool().to(self.device))
+        method = self.method if self.enabled else None
+        places = None if method is None else lambda block: method.vision_places(block, context)
+        return self.backbone.encode_image(images, places).view(b, f, -1)
+
+    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
+        """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
+        tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words)
+        method = self.method if self.enabled else None
+        places = None if method is None else lambda block: method.text_places(block, Context())
+        return self.backbone.encode_text(tokens.to(self.device), places)
+
+    def similarity(self, text: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Cosines (N, M) of text embeddings (N, D) and frame embeddings (M, F, D) under the header; mask (M, F)."""
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask.to(frames.device)
+        return similarity(text, frames, mask, header=self.header, temperature=self.temperature)
+
+    def forward(self, texts: Sequence[str] | Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Captions and frames -> cosines (N, M)."""
+        return self.similarity(self.encode_text(texts), self.encode_frames(frames, mask), mask)
+
+    def config(self) -> dict[str, Any]:
+        """All that is needed, beside the trained tensors, to make this model again."""
+        if self.method is None:
+            raise RunError("A frozen backbone without a method has nothing to save.")
+        return {
+            "xmafast_version": __version__,
+            "method": self.method.name,
+            "options": self.method.options(),
+            "header": self.header,
+            "temperature": self.temperature,
+            "words": self.words,
+            "trainable": self.trainable,
+            "backbone": {"name": self.backbone.name, "pretrained": self.backbone.pretrained, "sha256": self.backbone.fingerprint},
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what was trained, and how to load it, to ``folder`` (``adapter_model.safetensors``, ``adapter_config.json``)."""
+        folder = Path(folder)
+        config = self.config()
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.method.state_dict().items()}  # type: ignore[union-attr]
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
+        return folder
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder that holds the adapter: ``folder`` itself, or a run's ``best/``. Raises RunError where there is none."""
+    folder = Path(folder)
+    for candidate in (folder, folder / "best"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    state = "holds no" if folder.exists() else "does not exist, so there is no"
+    raise RunError(f"{folder} {state} {CONFIG}; name the folder of a run that `xmafast train` wrote.")
+
+
+def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
+    """The retriever that ``Retriever.save`` or ``xmafast train`` wrote to ``folder`` (for a run, its best epoch).
+
+    backbone: one that is already in memory, to share it between adapters; its weights must be those of the training.
+    Raises RunError for a folder that is no run, a damaged file, or a backbone with other weights.
+    """
+    folder = adapter_folder(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        wanted = config["backbone"]
+        options, method = config["options"], config["method"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / CONFIG} is not an xmafast adapter configuration ({error}); train again or restore the file.") from error
+    backbone = backbone or load_backbone(wanted["name"], wanted["pretrained"])
+    if backbone.fingerprint != wanted["sha256"]:
+        raise RunError(
+            f"{folder} was trained on other weights than the {backbone.name} ({backbone.pretrained}) at hand: "
+            f"sha256 {wanted['sha256'][:12]}… and not {backbone.fingerprint[:12]}…."
+        )
+    try:
+        retriever = Retriever(backbone, method, config["header"], words=config["words"], temperature=config["temperature"], **options)
+    except (KeyError, UsageError) as error:
+        raise RunError(f"{folder / CONFIG} does not describe a method that this version knows: {error}") from error
+    try:
+        retriever.method.load_state_dict(load_file(folder / WEIGHTS))  # type: ignore[union-attr]
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"{folder / WEIGHTS} cannot be loaded ({reason}); train again or restore the file.") from error
+    return retriever.eval()

@@ -1,0 +1,283 @@
+"""Training a method on a frozen backbone, from a frame cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from xmafast import __version__
+from xmafast.backbone import Backbone, load_backbone
+from xmafast.cache import FrameCache, open_splits
+from xmafast.embeddings import autocast
+from xmafast.errors import CacheError, RunError, UsageError
+from xmafast.evaluation import protocol, rank_cache
+from xmafast.files import write_atomically
+from xmafast.kernels import info_nce_from_scores
+from xmafast.retriever import Retriever
+
+VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
+WARMUP = 0.1
+CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise: AdamW with float32 masters, linear warm-up over 10 % of the steps, cosine decay to zero.
+
+    Weight decay acts on weights, not on biases. A batch holds ``batch_size`` pairs of video and caption.
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.2
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    def check(self) -> None:
+        for option, low in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, option) < low:
+                raise UsageError(f"--{option.replace('_', '-')} must be at least {low}, not {getattr(self, option)}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"--lr must be above 0, not {self.lr}.")
+
+
+@dataclass
+class Progress:
+    """What a training reports after each step and each epoch."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    validation: dict[str, dict[str, float]] | None = None  # after an epoch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: its folder, the retriever of its best epoch, and what is in ``metrics.json``."""
+
+    folder: Path
+    retriever: Retriever
+    metrics: dict[str, Any]
+
+
+def train(
+    cache: str | Path,
+    out: str | Path,
+    *,
+    method: str = "cross-modal",
+    backbone: Backbone | str | None = None,
+    pretrained: str | None = None,
+    header: str | None = None,
+    words: int = 32,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    report: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train a method and write a run folder.
+
+    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not
+    exist or be empty. backbone: one in memory or a name; None takes the cache's default. epochs, batch_size, lr: None takes
+    the data set's and the method's defaults. options: the method's, as ``bottleneck=8, shared=16``.
+
+    The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
+    training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
+
+    Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number.
+    """
+    cache = Path(cache)
+    train_cache, train_rows, val_cache, val_rows = training_split(cache)
+    attributes = train_cache.attributes
+    if not isinstance(backbone, Backbone):
+        name = backbone or str(attributes["default_backbone"])
+        default = attributes["default_pretrained"] if name == attributes["default_backbone"] else "openai"
+        backbone = load_backbone(name, pretrained or str(default))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    retriever = Retriever(backbone, method, header, words=words, **options).to(device)
+    assert retriever.method is not None
+    recipe = Recipe(
+        epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
+        batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
+        lr=lr if lr is not None else retriever.method.default_lr,
+        seed=seed,
+    )
+    recipe.check()
+    out = _new_folder(Path(out))
+
+    pairs = [(row, i) for row in train_rows for i in range(len(train_cache.captions[row]))]
+    each = attributes.get("captions_per_epoch") == "all"
+    per_epoch = len(pairs) if each else len(train_rows)
+    steps_per_epoch = max(1, math.ceil(per_epoch / recipe.batch_size))
+    steps = steps_per_epoch * recipe.epochs
+    optimizer = _optimizer(retriever, recipe)
+    trained = [p for p in retriever.method.parameters() if p.requires_grad]
+    _write_json(
+        out / "config.json",
+        {
+            "xmafast_version": __version__,
+            "torch_version": torch.__version__,
+            "cache": str(cache.resolve()),
+            "train_videos": len(train_rows),
+            "validation_videos": len(val_rows),
+            "validation": "the cache's val split" if val_cache is not train_cache else "cut from train",
+            "recipe": asdict(recipe),
+            **retriever.config(),
+        },
+    )
+    generator = np.random.default_rng(seed)
+    history: list[dict[str, Any]] = []
+    best = -math.inf
+    step, started = 0, time.monotonic()
+    with (out / "log.jsonl").open("w", encoding="utf-8") as log:
+        for epoch in range(1, recipe.epochs + 1):
+            retriever.train()
+            for batch in _epoch_batches(train_cache, train_rows, pairs if each else None, recipe.batch_size, generator):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * _schedule(step, steps)
+                loss = _loss(retriever, train_cache, batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+                value = loss.item()
+                if not (math.isfinite(value) and math.isfinite(norm)):
+                    ids = ", ".join(train_cache.ids[row] for row, _ in batch[:8])
+                    raise RunError(
+                        f"The loss became {value} (gradient norm {norm:g}) in step {step + 1} of {steps}, on the videos {ids}, …; "
+                        f"try --lr {recipe.lr / 10:g}. {out / 'last'} holds the last whole epoch, if there was one."
+                    )
+                optimizer.step()
+                step += 1
+                log.write(
+                    json.dumps(
+                        {"step": step, "epoch": epoch, "loss": value, "grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]}
+                    )
+                    + "\n"
+                )
+                log.flush()
+                if report:
+                    report(Progress(step, steps, epoch, recipe.epochs, value))
+            validation = rank_cache(retriever, val_cache, val_rows, captions=1).metrics()
+            r_sum = sum(value for side in validation.values() for key, value in side.items() if key.startswith("R@"))
+            history.append({"epoch": epoch, "validation": validation, "r_sum": r_sum, "seconds": time.monotonic() - started})
+            log.write(json.dumps(history[-1]) + "\n")
+            log.flush()
+            retriever.save(out / "last")
+            if r_sum > best:
+                best = r_sum
+                retriever.save(out / "best")
+            if report:
+                report(Progress(step, steps, epoch, recipe.epochs, value, validation))
+    kept = max(history, key=lambda row: row["r_sum"])
+    metrics = {
+        "checkpoint_rule": CHECKPOINT_RULE,
+        "best_epoch": kept["epoch"],
+        "validation": kept["validation"],
+        "epochs": history,
+        "train_seconds": time.monotonic() - started,
+        "protocol": protocol(retriever, val_cache),
+        "trainable": retriever.trainable,
+        "trainable_percent": 100 * retriever.trainable / backbone.shape.parameters,
+    }
+    _write_json(out / "metrics.json", metrics)
+    retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(device)))
+    return Trained(out, retriever.eval(), metrics)
+
+
+def training_split(folder: Path) -> tuple[FrameCache, np.ndarray, FrameCache, np.ndarray]:
+    """(training cache, its rows, validation cache, its rows). Raises CacheError where there is nothing to train on."""
+    splits = open_splits(folder)
+    if "train" not in splits:
+        raise CacheError(f"{folder} has no train split (it has: {', '.join(splits)}); cache one with --split train.")
+    cache = splits["train"]
+    rows = np.array([row for row in cache.rows if cache.captions[row]], dtype=np.int64)
+    if "val" in splits:
+        val = splits["val"]
+        val_rows = np.array([row for row in val.rows if val.captions[row]], dtype=np.int64)
+    else:
+        val = cache
+        order = sorted(rows, key=lambda row: hashlib.sha256(cache.ids[row].encode("utf-8")).digest())
+        n = min(VALIDATION_MOST, math.ceil(len(rows) * VALIDATION_SHARE))
+        val_rows = np.array(sorted(order[:n]), dtype=np.int64)
+        rows = np.setdiff1d(rows, val_rows)
+    if len(rows) < 2 or not len(val_rows):
+        raise CacheError(
+            f"{cache.path} has {len(rows)} decoded videos with captions to train on and {len(val_rows)} to validate with; "
+            "at least 2 and 1 are needed. Put the missing videos in place and cache again."
+        )
+    return cache, rows, val, val_rows
+
+
+Batch = list[tuple[int, int]]  # (row, caption of the row)
+
+
+def _epoch_batches(
+    cache: FrameCache, rows: np.ndarray, pairs: Batch | None, batch_size: int, generator: np.random.Generator
+) -> list[Batch]:
+    """One epoch in random order: every pair, or every video with one caption drawn. A last batch of one joins the one before."""
+    if pairs is None:
+        pairs = [(row, int(generator.integers(len(cache.captions[row])))) for row in rows]
+    order = generator.permutation(len(pairs))
+    batches = [[pairs[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        single = batches.pop()
+        batches[-1] += single
+    return batches
+
+
+def _loss(retriever: Retriever, cache: FrameCache, batch: Batch) -> Tensor:
+    """Symmetric InfoNCE over a batch; other captions of a video in the batch are no negatives."""
+    rows = np.array([row for row, _ in batch])
+    frames, mask = cache.read(rows)
+    texts = [cache.captions[row][caption] for row, caption in batch]
+    with autocast(retriever.device):
+        video = retriever.encode_frames(frames, mask)
+        text = retriever.encode_text(texts)
+    scores = retriever.similarity(text.float(), video.float(), mask)
+    groups = torch.from_numpy(rows).to(scores.device)
+    return info_nce_from_scores(scores, retriever.backbone.logit_scale, group_ids=(groups, groups))
+
+
+def _optimizer(retriever: Retriever, recipe: Recipe) -> torch.optim.Optimizer:
+    assert retriever.method is not None
+    parameters = [p for p in retriever.method.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """The share of the peak learning rate in a 0-based step."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _new_folder(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already; name another --out, so that no run is overwritten.")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
