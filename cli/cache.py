@@ -77,6 +77,7 @@ def cache(
         from xmafast.backbone import backbone_input  # here, since it brings torch
 
         size = backbone_input(backbone)
+    chosen: int = size or getattr(module, "FRAME_SIZE", 224)
     folder = out_folder or workspace / "caches" / dataset
     summaries = {}
     for name in names:
@@ -91,7 +92,7 @@ def cache(
                 folder / f"{name}.h5",
                 frames=frames,
                 sampling=sampling.value if sampling else module.SAMPLING,
-                size=size or getattr(module, "FRAME_SIZE", 224),
+                size=chosen,
                 decoder=decoder.value,
                 workers=workers,
                 time_limit=time_limit,

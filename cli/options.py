@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,24 +25,21 @@ class SpreadCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         multiple = {name: p for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         spread: list[str] = []
-        tokens = iter(args)
-        for token in tokens:
-            if token == "--":
-                spread += [token, *tokens]
-                break
-            option = multiple.get(token)
-            spread.append(token)
+        end = args.index("--") if "--" in args else len(args)
+        i = 0
+        while i < end:
+            option = multiple.get(args[i])
             if option is None:
+                spread.append(args[i])
+                i += 1
                 continue
-            first = next(tokens, None)
-            if first is None:
-                break
-            spread.append(first)
-            for value in tokens:
-                if value.startswith("-") or not _parses(option, value, ctx):
-                    tokens = itertools.chain([value], tokens)
-                    break
-                spread += [token, value]
+            name, i = args[i], i + 1
+            spread += [name, *args[i : i + 1]]  # the first value belongs to the option, whatever it is
+            i += 1
+            while i < end and _parses(option, args[i], ctx):
+                spread += [name, args[i]]
+                i += 1
+        spread += args[max(i, end) :]
         return super().parse_args(ctx, spread)
 
 

@@ -74,7 +74,7 @@ def train(
 
 def run_training(folder, workspace, *, out, options, method, **settings):  # type: ignore[no-untyped-def]
     """Train with a progress bar; explains a missing train split by the data set's own files."""
-    from xmafast.training import Progress, train, training_split
+    from xmafast.training import Metrics, Step, train, training_split
 
     explain_missing_train(folder)
     train_cache, *_ = training_split(folder)
@@ -84,11 +84,11 @@ def run_training(folder, workspace, *, out, options, method, **settings):  # typ
     with bar("training", "steps") as update:
         last = ""
 
-        def report(p: Progress) -> None:
+        def report(step: Step, validation: Metrics | None) -> None:
             nonlocal last
-            if p.validation:
-                last = f", validation R@1 {p.validation['t2v']['R@1']:.1f}"
-            update(p.step, p.steps, f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}{last}")
+            if validation:
+                last = f", validation R@1 {validation['t2v']['R@1']:.1f}"
+            update(step.step, step.steps, f"epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}{last}")
 
         return train(folder, run, method=method, report=report, **settings, **options)
 

@@ -31,9 +31,9 @@ _HOME = {
 }
 
 __all__ = [
-    "METHODS",
     "Backbone",
     "FrameCache",
+    "METHODS",
     "Retriever",
     "__version__",
     "build_cache",

@@ -43,12 +43,16 @@ class Backbone(nn.Module):
     (tokens), ``logit_scale`` (the frozen temperature exp(s), a float), ``clip`` (open_clip's model, untouched).
     """
 
-    def __init__(self, name: str, pretrained: str, clip: nn.Module, tokenizer: Callable[..., Tensor], preprocess: dict[str, Any]) -> None:
+    clip: Any  # open_clip ships no types
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, pretrained: str, clip: Any, tokenizer: Callable[..., Tensor], preprocess: dict[str, Any]) -> None:
         super().__init__()
         self.name, self.pretrained = name, pretrained
         self.clip = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self._text = clip.text if hasattr(clip, "text") else clip
+        self._text: Any = clip.text if hasattr(clip, "text") else clip
         self.shape = _shape_of(clip)
         self.image_size = int(clip.visual.image_size[0])
         self.context_length = int(self._text.context_length)
@@ -169,7 +173,19 @@ def _config(name: str) -> dict[str, Any]:
     """open_clip's configuration of a model that xmafast can take, or the reason why it cannot."""
     config = open_clip.get_model_config(name)
     if config is None:
-        raise unknown("backbone", name, [n for n in open_clip.list_models() if n.startswith("ViT")] + ["demo"])
+        raise unknown("backbone", name, ["demo", *usable_backbones()])
+    if reason := _why_not(config):
+        raise UsageError(f"Backbone {name!r} cannot be used: {reason}. Use a model with open_clip's own ViT and text blocks, as ViT-B-32.")
+    return config
+
+
+def usable_backbones() -> list[str]:
+    """The open_clip models that ``load_backbone`` takes."""
+    return [name for name in open_clip.list_models() if not _why_not(open_clip.get_model_config(name))]
+
+
+def _why_not(config: dict[str, Any]) -> str | None:
+    """Why a model of open_clip cannot be a backbone here; None where it can."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     reason = None
     if vision.get("timm_model_name"):
@@ -182,9 +198,7 @@ def _config(name: str) -> dict[str, Any]:
         reason = "it is a captioning model"
     elif text.get("no_causal_mask") or text.get("hf_tokenizer_name"):
         reason = "its text tower or tokenizer is not CLIP's"
-    if reason:
-        raise UsageError(f"Backbone {name!r} cannot be used: {reason}. Use a model with open_clip's own ViT and text blocks, as ViT-B-32.")
-    return config
+    return reason
 
 
 def _class_of(config: dict[str, Any]) -> type[nn.Module]:
@@ -212,7 +226,7 @@ def _load_file(clip: nn.Module, path: str, name: str) -> nn.Module:
     return clip
 
 
-def _shape_of(clip: nn.Module) -> Shape:
+def _shape_of(clip: Any) -> Shape:
     text = clip.text if hasattr(clip, "text") else clip
     vision_blocks, text_blocks = clip.visual.transformer, text.transformer
     return Shape(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
@@ -40,7 +41,7 @@ class Places:
 EMPTY = Places()
 
 
-def clip_block(block: nn.Module, x: Tensor, mask: Tensor | None, places: Places = EMPTY) -> Tensor:
+def clip_block(block: Any, x: Tensor, mask: Tensor | None, places: Places = EMPTY) -> Tensor:
     """One block of open_clip's own transformers: (B, T, D) -> (B, T, D)."""
     if places.before is not None:
         x = places.before(x)
@@ -69,7 +70,7 @@ def clip_block(block: nn.Module, x: Tensor, mask: Tensor | None, places: Places 
     return x
 
 
-def _attention_from_qkv(block: nn.Module, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The attention of a plain block, with its fused projection open to a method."""
     if not isinstance(block, ResidualAttentionBlock):
         raise TypeError(f"the place 'qkv' is not available in a {type(block).__name__}")

@@ -50,6 +50,7 @@ class RunError(XmafastError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in ``known``, with the nearest one as a suggestion."""
     known = sorted(known)
-    near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1, 0.5)
+    hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,20 @@ class Recipe:
             raise UsageError(f"--lr must be above 0, not {self.lr}.")
 
 
-@dataclass
-class Progress:
-    """What a training reports after each step and each epoch."""
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number of ``steps`` and its epoch of ``epochs`` (both from 1), loss, gradient norm, learning rate."""
 
     step: int
     steps: int
     epoch: int
     epochs: int
     loss: float
-    validation: dict[str, dict[str, float]] | None = None  # after an epoch
+    grad_norm: float
+    lr: float
+
+
+Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     seed: int = 0,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[Step, Metrics | None], None] | None = None,
     **options: Any,
 ) -> Trained:
     """Train a method and write a run folder.
@@ -98,6 +102,7 @@ def train(
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
+    report: called after each step, and after each epoch with the validation metrics.
 
     Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number.
     """
@@ -121,13 +126,6 @@ def train(
     recipe.check()
     out = _new_folder(Path(out))
 
-    pairs = [(row, i) for row in train_rows for i in range(len(train_cache.captions[row]))]
-    each = attributes.get("captions_per_epoch") == "all"
-    per_epoch = len(pairs) if each else len(train_rows)
-    steps_per_epoch = max(1, math.ceil(per_epoch / recipe.batch_size))
-    steps = steps_per_epoch * recipe.epochs
-    optimizer = _optimizer(retriever, recipe)
-    trained = [p for p in retriever.method.parameters() if p.requires_grad]
     _write_json(
         out / "config.json",
         {
@@ -141,49 +139,34 @@ def train(
             **retriever.config(),
         },
     )
-    generator = np.random.default_rng(seed)
     history: list[dict[str, Any]] = []
     best = -math.inf
-    step, started = 0, time.monotonic()
+    started = time.monotonic()
     with (out / "log.jsonl").open("w", encoding="utf-8") as log:
-        for epoch in range(1, recipe.epochs + 1):
-            retriever.train()
-            for batch in _epoch_batches(train_cache, train_rows, pairs if each else None, recipe.batch_size, generator):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * _schedule(step, steps)
-                loss = _loss(retriever, train_cache, batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
-                value = loss.item()
-                if not (math.isfinite(value) and math.isfinite(norm)):
-                    ids = ", ".join(train_cache.ids[row] for row, _ in batch[:8])
-                    raise RunError(
-                        f"The loss became {value} (gradient norm {norm:g}) in step {step + 1} of {steps}, on the videos {ids}, …; "
-                        f"try --lr {recipe.lr / 10:g}. {out / 'last'} holds the last whole epoch, if there was one."
-                    )
-                optimizer.step()
-                step += 1
-                log.write(
-                    json.dumps(
-                        {"step": step, "epoch": epoch, "loss": value, "grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]}
-                    )
-                    + "\n"
-                )
-                log.flush()
-                if report:
-                    report(Progress(step, steps, epoch, recipe.epochs, value))
-            validation = rank_cache(retriever, val_cache, val_rows, captions=1).metrics()
-            r_sum = sum(value for side in validation.values() for key, value in side.items() if key.startswith("R@"))
-            history.append({"epoch": epoch, "validation": validation, "r_sum": r_sum, "seconds": time.monotonic() - started})
-            log.write(json.dumps(history[-1]) + "\n")
+
+        def record(row: dict[str, Any]) -> None:
+            log.write(json.dumps(row) + "\n")
             log.flush()
-            retriever.save(out / "last")
-            if r_sum > best:
-                best = r_sum
-                retriever.save(out / "best")
+
+        def stepped(step: Step) -> None:
+            record(asdict(step))
             if report:
-                report(Progress(step, steps, epoch, recipe.epochs, value, validation))
+                report(step, None)
+
+        try:
+            for last_step in fit(retriever, train_cache, train_rows, recipe, stepped):
+                validation = rank_cache(retriever, val_cache, val_rows, captions=1).metrics()
+                r_sum = sum(value for side in validation.values() for key, value in side.items() if key.startswith("R@"))
+                history.append({"epoch": last_step.epoch, "validation": validation, "r_sum": r_sum, "seconds": time.monotonic() - started})
+                record(history[-1])
+                retriever.save(out / "last")
+                if r_sum > best:
+                    best = r_sum
+                    retriever.save(out / "best")
+                if report:
+                    report(last_step, validation)
+        except FloatingPointError as error:
+            raise RunError(f"{error} Try --lr {recipe.lr / 10:g}. {out / 'last'} holds the last whole epoch, if there was one.") from error
     kept = max(history, key=lambda row: row["r_sum"])
     metrics = {
         "checkpoint_rule": CHECKPOINT_RULE,
@@ -198,6 +181,45 @@ def train(
     _write_json(out / "metrics.json", metrics)
     retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(device)))
     return Trained(out, retriever.eval(), metrics)
+
+
+def fit(
+    retriever: Retriever, cache: FrameCache, rows: np.ndarray, recipe: Recipe, stepped: Callable[[Step], None] | None = None
+) -> Iterator[Step]:
+    """Train the retriever's method on rows of a cache; yields the last step of each epoch, to validate or to stop.
+
+    Raises FloatingPointError, naming the step and its videos, where the loss or its gradient is no longer a number.
+    """
+    assert retriever.method is not None
+    each = cache.attributes.get("captions_per_epoch") == "all"
+    pairs = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))] if each else None
+    steps = recipe.epochs * len(_epoch_batches(cache, rows, pairs, recipe.batch_size, np.random.default_rng()))
+    generator = np.random.default_rng(recipe.seed)
+    optimizer = _optimizer(retriever, recipe)
+    trained = list(retriever.method.parameters())
+    step = 0
+    for epoch in range(1, recipe.epochs + 1):
+        retriever.train()
+        for batch in _epoch_batches(cache, rows, pairs, recipe.batch_size, generator):
+            lr = recipe.lr * _schedule(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = _loss(retriever, cache, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = float(torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm))
+            value = loss.item()
+            step += 1
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                ids = ", ".join(cache.ids[row] for row, _ in batch[:8])
+                raise FloatingPointError(
+                    f"The loss became {value} (gradient norm {norm:g}) in step {step} of {steps}, on the videos {ids}, …."
+                )
+            optimizer.step()
+            done = Step(step, steps, epoch, recipe.epochs, value, norm, lr)
+            if stepped:
+                stepped(done)
+        yield done
 
 
 def training_split(folder: Path) -> tuple[FrameCache, np.ndarray, FrameCache, np.ndarray]:
@@ -256,7 +278,7 @@ def _loss(retriever: Retriever, cache: FrameCache, batch: Batch) -> Tensor:
 
 def _optimizer(retriever: Retriever, recipe: Recipe) -> torch.optim.Optimizer:
     assert retriever.method is not None
-    parameters = [p for p in retriever.method.parameters() if p.requires_grad]
+    parameters = list(retriever.method.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

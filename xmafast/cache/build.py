@@ -55,7 +55,7 @@ def build_cache(
     path = Path(path)
     name, decoder_version = resolve_decoder(decoder)
     partial = path.with_name(path.name + ".partial")
-    settings = {"frames": frames, "sampling": sampling, "size": size}
+    settings: dict[str, object] = {"frames": frames, "sampling": sampling, "size": size}
     attributes = {
         **settings,
         "dataset": split.dataset,
@@ -124,7 +124,7 @@ def build_cache(
 
 
 def _open_or_create(
-    path: Path, partial: Path, split: Split, settings: dict[str, int | str], attributes: dict[str, object]
+    path: Path, partial: Path, split: Split, settings: dict[str, object], attributes: dict[str, object]
 ) -> tuple[FrameCache, bool]:
     """The writable cache to work on, and whether it is the finished file itself (else its partial)."""
     ids = [video.id for video in split.videos]

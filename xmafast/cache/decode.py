@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,6 +64,7 @@ def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str) -
         raise DecodeError("there is no such file")
     if path.stat().st_size == 0:
         raise DecodeError("the file is empty (0 bytes)")
+    raw: Any  # frames (H, W, 3), as an array or a list
     if path.suffix.lower() in IMAGES:
         raw, timestamps = _read_image(path), np.zeros(1)
     else:
@@ -128,7 +129,7 @@ def _read_pyav(path: Path, pick: Pick) -> tuple[list[np.ndarray], np.ndarray]:
     return frames, np.asarray(timestamps)
 
 
-_READERS = {"decord": _read_decord, "pyav": _read_pyav}
+_READERS: dict[str, Callable[[Path, Pick], tuple[Any, np.ndarray]]] = {"decord": _read_decord, "pyav": _read_pyav}
 
 
 def _read_image(path: Path) -> list[np.ndarray]:

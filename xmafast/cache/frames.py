@@ -113,7 +113,7 @@ class FrameCache:
             offset, shape, dtype = maps[name]
             if not len(self.ids):
                 return np.zeros(shape, dtype)
-            return np.memmap(self.path, dtype=dtype, mode=mode, offset=offset, shape=shape)  # type: ignore[call-overload, no-any-return]
+            return np.memmap(self.path, dtype=dtype, mode=mode, offset=offset, shape=shape)  # type: ignore[call-overload]
 
         self.frames, self.status, self.num_frames = view("frames"), view("status"), view("num_frames")
         self.timestamps, self.bytes = view("timestamps"), view("bytes")

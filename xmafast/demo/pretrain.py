@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -153,7 +154,7 @@ def caption(row: dict) -> str:
 
 
 @torch.no_grad()
-def held_out_recall(model, images: torch.Tensor, tokens: torch.Tensor) -> dict:
+def held_out_recall(model: open_clip.CLIP, images: torch.Tensor, tokens: torch.Tensor) -> dict:
     model.eval()
     rgba = images.float() / 255
     x = F.interpolate(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:], SIZE, mode="bicubic").clamp(0, 1)
@@ -183,7 +184,7 @@ def main() -> None:
     emoji, images = read_stills(stills)
     cut_bpe(emoji, args.out / "bpe.txt.gz")
     tokenizer = SimpleTokenizer(bpe_path=str(args.out / "bpe.txt.gz"), context_length=CONTEXT)
-    config = copy.deepcopy(MODEL)
+    config: dict[str, Any] = copy.deepcopy(MODEL)
     config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
     model = open_clip.CLIP(**config)
     decay = 0.998

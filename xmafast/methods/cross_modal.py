@@ -95,9 +95,11 @@ class CrossModalAdapter(Method):
     def text_places(self, block: int, context: Context) -> Places:
         return self._places(self.text[block], self._text_pair.get(block))
 
-    def _places(self, own: nn.Module, pair: int | None) -> Places:
+    def _places(self, own: Any, pair: int | None) -> Places:
+        shared_pairs: Any = self.shared
+
         def at(site: str) -> Any:
-            shared = None if pair is None else self.shared[pair][site]
+            shared = None if pair is None else shared_pairs[pair][site]
             return lambda y: own[site](y, shared)
 
         return Places(after_attention=at("attention"), after_mlp=at("mlp"))

@@ -1,0 +1,87 @@
+"""Fixtures: small frozen models, a few real clips, and data that a machine may or may not have."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+
+from xmafast.backbone import Backbone, load_backbone
+from xmafast.cache import build_cache
+from xmafast.datasets import demo
+from xmafast.datasets.base import Split, Video
+
+PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+
+
+@pytest.fixture(scope="session")
+def demo_backbone() -> Backbone:
+    return load_backbone("demo")
+
+
+def shallow(name: str, vision: int = 2, text: int = 2, **changes: object) -> Backbone:
+    """A named open_clip model with random weights, its real widths, and few blocks."""
+    config = copy.deepcopy(open_clip.get_model_config(name)) | changes
+    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = vision, text
+    custom = config.pop("custom_text", False)
+    torch.manual_seed(0)
+    clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    return Backbone(name, "none", clip, SimpleTokenizer(), PREPROCESS)
+
+
+@pytest.fixture(scope="session")
+def vit_b32() -> Backbone:
+    return shallow("ViT-B-32")
+
+
+@pytest.fixture(scope="session")
+def vit_l14() -> Backbone:
+    return shallow("ViT-L-14", vision=4, text=2)
+
+
+def demo_split(name: str, count: int, root: Path = demo.ROOT) -> Split:
+    """The first ``count`` clips of a split of the embedded data."""
+    from dataclasses import replace
+
+    split = demo.load(demo.ROOT, name)
+    videos = [Video(v.id, root / Path(v.path).relative_to(demo.ROOT), v.captions) for v in split.videos[:count] if v.path]
+    return replace(split, videos=videos, root=root)
+
+
+@pytest.fixture(scope="session")
+def small_caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.h5 (24 clips) and test.h5 (12 clips) of 4 frames at 96 px; read only."""
+    folder = tmp_path_factory.mktemp("caches") / "demo"
+    for name, count in (("train", 24), ("test", 12)):
+        build_cache(demo_split(name, count), folder / f"{name}.h5", frames=4, sampling="uniform", size=96, workers=2)
+    return folder
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """A writable folder of six real clips with a captions file."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = []
+    for video in demo_split("train", 6).videos:
+        assert video.path
+        shutil.copy(video.path, folder / video.path.name)
+        rows.append({"video": video.path.name, "captions": list(video.captions)})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Real annotation files and videos that may not enter the project."""
+    folder = os.environ.get("XMAFAST_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("XMAFAST_TEST_DATA names no folder of real data set files")
+    return Path(folder)

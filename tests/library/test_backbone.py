@@ -1,0 +1,145 @@
+import open_clip
+import pytest
+import torch
+from conftest import shallow
+from safetensors.torch import save_file
+
+from xmafast.backbone import backbone_shape, load_backbone
+from xmafast.blocks import Places
+from xmafast.errors import BackboneError, UsageError
+
+CAPTIONS = ["a red heart", "a dog runs over the grass and a cat looks on"]
+
+
+def images(backbone, n=2):
+    return torch.randn(n, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "ViT-B-32"},
+        {"name": "ViT-B-32-quickgelu"},
+        {"name": "ViT-B-16"},
+        {"name": "ViT-L-14", "vision": 4},
+        {"name": "ViT-B-32", "custom_text": True},
+    ],
+    ids=str,
+)
+def test_features_equal_open_clips_to_the_bit(changes):
+    backbone = shallow(**changes)
+    tokens, x = backbone.tokenize(CAPTIONS), images(backbone)
+    with torch.no_grad():
+        assert torch.equal(backbone.encode_image(x), backbone.clip.encode_image(x))
+        assert torch.equal(backbone.encode_text(tokens), backbone.clip.encode_text(tokens))
+
+
+def test_the_demo_backbones_features_equal_open_clips_to_the_bit(demo_backbone):
+    tokens, x = demo_backbone.tokenize(CAPTIONS), images(demo_backbone)
+    assert torch.equal(demo_backbone.encode_image(x), demo_backbone.clip.encode_image(x))
+    assert torch.equal(demo_backbone.encode_text(tokens), demo_backbone.clip.encode_text(tokens))
+
+
+def test_empty_places_change_nothing_and_each_place_is_called(vit_b32):
+    x = images(vit_b32)
+    calls = []
+
+    def seen(name, keep=True):
+        def place(*tensors):
+            calls.append(name)
+            return tensors[-1] if keep else torch.zeros_like(tensors[-1])
+
+        return place
+
+    places = Places(
+        before=seen("before"),
+        after_attention=seen("after_attention"),
+        parallel_mlp=seen("parallel_mlp", keep=False),
+        after_mlp=seen("after_mlp"),
+        after=seen("after"),
+    )
+    plain = vit_b32.encode_image(x)
+    assert torch.equal(vit_b32.encode_image(x, lambda block: Places()), plain)
+    assert torch.equal(vit_b32.encode_image(x, lambda block: places), plain)
+    assert calls == ["before", "after_attention", "after_mlp", "parallel_mlp", "after"] * 2
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_an_open_qkv_computes_the_same_attention(vit_b32, side):
+    places = Places(qkv=lambda h, qkv: qkv)
+    value = images(vit_b32) if side == "image" else vit_b32.tokenize(CAPTIONS)
+    encode = getattr(vit_b32, f"encode_{side}")
+    torch.testing.assert_close(encode(value, lambda block: places), encode(value), rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_words_give_the_same_text_features(vit_b32):
+    full, short = vit_b32.tokenize(CAPTIONS), vit_b32.tokenize(CAPTIONS, 32)
+    assert short.shape == (2, 32)
+    torch.testing.assert_close(vit_b32.encode_text(short), vit_b32.encode_text(full), rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_caption_is_cut_and_keeps_its_end_of_text(vit_b32):
+    tokens = vit_b32.tokenize(["word " * 200], 32)
+    assert tokens[0, -1] == tokens.max()
+
+
+def test_everything_is_frozen_and_stays_in_eval_mode(demo_backbone):
+    assert not any(p.requires_grad for p in demo_backbone.parameters())
+    assert not any(m.training for m in demo_backbone.train().modules())
+
+
+def test_random_weights_are_the_same_every_time():
+    a, b = load_backbone("demo", "none"), load_backbone("demo", "none")
+    assert a.fingerprint == b.fingerprint != load_backbone("demo").fingerprint
+
+
+def test_a_local_weights_file(tmp_path):
+    source = load_backbone("demo")
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in source.clip.state_dict().items()}, path)
+    assert load_backbone("demo", str(path)).fingerprint == source.fingerprint
+    torch.save(source.clip.state_dict(), tmp_path / "weights.pt")
+    assert load_backbone("demo", str(tmp_path / "weights.pt")).fingerprint == source.fingerprint
+
+
+def test_a_file_that_holds_other_weights_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(BackboneError, match=r"weights\.safetensors does not hold the weights of demo"):
+        load_backbone("demo", str(path))
+
+
+def test_names_that_cannot_be_used_are_refused_in_one_sentence():
+    for name, reason in (
+        ("RN50", "ResNet"),
+        ("ViT-B-16-SigLIP", "timm"),
+        ("coca_ViT-B-32", "captioning"),
+        ("roberta-ViT-B-32", "text tower"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            backbone_shape(name)
+    with pytest.raises(UsageError, match="Did you mean 'ViT-B-32'"):
+        load_backbone("ViT-B-23")
+    with pytest.raises(UsageError, match="Did you mean 'openai'"):
+        load_backbone("ViT-B-32", "opnai")
+    with pytest.raises(BackboneError, match=r"no weights file missing\.pt"):
+        load_backbone("ViT-B-32", "missing.pt")
+
+
+def test_openais_weights_bring_their_activation(monkeypatch):
+    seen = {}
+
+    def create_model(name, tag, **options):
+        seen.update(options)
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(BackboneError, match=r"could not be downloaded \(offline\)"):
+        load_backbone("ViT-B/32")
+    assert seen["force_quick_gelu"] is True
+
+
+def test_shape_without_weights():
+    shape = backbone_shape("ViT-L/14")
+    assert (shape.vision_width, shape.vision_depth, shape.text_width, shape.text_depth) == (1024, 24, 768, 12)
+    assert shape.parameters == 427_616_513

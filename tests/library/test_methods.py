@@ -1,0 +1,142 @@
+"""The contract that every method keeps (docs/adding-a-method.md)."""
+
+import pytest
+import torch
+
+from xmafast.backbone import Shape, backbone_shape
+from xmafast.errors import UsageError
+from xmafast.methods import METHODS, build_method, pair_blocks
+from xmafast.retriever import Retriever, load
+
+CAPTIONS = ["a red heart beats", "rain", "two cats"]
+
+
+def frames(backbone, b=3, f=2):
+    size = backbone.image_size
+    return torch.randint(0, 256, (b, f, size, size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def retriever(backbone, method="cross-modal", **options):
+    torch.manual_seed(0)
+    return Retriever(backbone, method, **options).eval()
+
+
+@pytest.fixture(params=["vit_b32", "vit_l14", "demo_backbone"])
+def backbone(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_switched_off_the_features_are_the_backbones_to_the_bit(backbone, method):
+    model = retriever(backbone, method)
+    model.enabled = False
+    x = frames(backbone)
+    with torch.no_grad():
+        expected = backbone.encode_image(backbone.normalise(x.flatten(0, 1))).view(3, 2, -1)
+        assert torch.equal(model.encode_frames(x), expected)
+        tokens = backbone.tokenize(CAPTIONS)
+        assert torch.equal(model.encode_text(tokens), backbone.encode_text(tokens))
+
+
+def test_cross_modal_starts_near_the_backbone_and_at_it_with_zero_up_projections(backbone):
+    model, x = retriever(backbone), frames(backbone)
+    with torch.no_grad():
+        start = model.encode_frames(x)
+        for name, parameter in model.method.named_parameters():
+            if "up_" in name or "shared" in name:
+                parameter.zero_()
+        zeroed = model.encode_frames(x)
+        model.enabled = False
+        frozen = model.encode_frames(x)
+    assert torch.equal(zeroed, frozen)
+    change = (start - frozen).norm() / frozen.norm()
+    assert 0 < change < 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_methods_parameters_get_gradients(backbone, method):
+    model = retriever(backbone, method)
+    model(CAPTIONS, frames(backbone)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.method.parameters())
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_a_shared_parameter_gets_the_sum_of_both_encoders_gradients(vit_b32):
+    model, x = retriever(vit_b32), frames(vit_b32)
+    shared = list(model.method.shared.parameters())
+
+    def gradients(of):
+        model.zero_grad()
+        of().backward()
+        return [p.grad.clone() for p in shared]
+
+    def image():
+        return model.encode_frames(x).square().sum()
+
+    def text():
+        return model.encode_text(CAPTIONS).square().sum()
+
+    both = gradients(lambda: image() + text())
+    for total, v, t in zip(both, gradients(image), gradients(text), strict=True):
+        assert v.abs().sum() > 0
+        assert t.abs().sum() > 0
+        torch.testing.assert_close(total, v + t, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_embedding_does_not_depend_on_its_batch_mates(demo_backbone, method):
+    model, x = retriever(demo_backbone, method), frames(demo_backbone)
+    with torch.no_grad():
+        alone, together = model.encode_frames(x[:1]), model.encode_frames(x)[:1]
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.encode_text(CAPTIONS[:1]), model.encode_text(CAPTIONS)[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_and_loaded_gives_the_same_scores(demo_backbone, method, tmp_path):
+    model, x = retriever(demo_backbone, method), frames(demo_backbone)
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        before = model(CAPTIONS, x)
+        assert torch.equal(load(model.save(tmp_path / "a"), demo_backbone)(CAPTIONS, x), before)
+        assert torch.equal(load(tmp_path / "a")(CAPTIONS, x), before)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])
+@pytest.mark.parametrize(
+    ("bottleneck", "shared", "count"),
+    [(8, 16, 519_168), (8, 8, 520_896), (16, 16, 1_008_000), (16, 64, 988_416), (16, 512, 805_632), (8, 0, 522_624)],
+)
+def test_cross_modal_has_the_published_size(name, bottleneck, shared, count):
+    assert build_method("cross-modal", backbone_shape(name), bottleneck=bottleneck, shared=shared).trainable == count
+
+
+@pytest.mark.parametrize(("name", "count"), [("ViT-L-14", 1_146_048), ("demo", 58_032)])
+def test_unpaired_blocks_keep_an_unshared_slice(name, count):
+    assert build_method("cross-modal", backbone_shape(name)).trainable == count
+
+
+def test_the_shared_width_changes_only_what_is_shared(vit_b32):
+    model, x = retriever(vit_b32, shared=512), frames(vit_b32)
+    assert model.encode_frames(x).isfinite().all()
+    assert model.encode_text(CAPTIONS).isfinite().all()
+
+
+def test_blocks_pair_by_depth():
+    assert pair_blocks(12, 12) == [(i, i) for i in range(12)]
+    assert pair_blocks(24, 12) == [(2 * i + 1, i) for i in range(12)]
+    assert pair_blocks(6, 3) == [(1, 0), (3, 1), (5, 2)]
+    assert pair_blocks(3, 6) == [(0, 1), (1, 3), (2, 5)]
+
+
+def test_options_outside_their_range_and_unknown_ones_are_refused():
+    shape = Shape(32, 2, 16, 2, 16, 1000)
+    with pytest.raises(UsageError, match="between 0 and 16"):
+        build_method("cross-modal", shape, shared=17)
+    with pytest.raises(UsageError, match="at least 1"):
+        build_method("cross-modal", shape, bottleneck=0)
+    with pytest.raises(UsageError, match="no option 'rank'"):
+        build_method("cross-modal", shape, rank=4)
+    with pytest.raises(UsageError, match="Did you mean 'cross-modal'"):
+        build_method("crossmodal", shape)
