@@ -7,6 +7,7 @@ appends to benchmarks/results/tune_demo.jsonl. About two minutes a setting on tw
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
 parser.add_argument("--epochs", type=int, nargs="+", default=[5])
 parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
 parser.add_argument("--folds", type=int, default=3)
+parser.add_argument("--train-frames", type=int, nargs="+", default=[4])
 parser.add_argument("--weight-decay", type=float, nargs="+", default=[0.2])
 args = parser.parse_args()
 
@@ -43,7 +45,8 @@ def r_sum(metrics: dict) -> float:
 def show(name: str, values: list[dict]) -> None:
     mean = {d: {k: float(np.mean([v[d][k] for v in values])) for k in values[0][d]} for d in ("t2v", "v2t")}
     print(
-        f"{name:48s} t2v R@1 {mean['t2v']['R@1']:5.1f} R-sum {r_sum(mean['t2v']):6.1f}   v2t R@1 {mean['v2t']['R@1']:5.1f} R-sum {r_sum(mean['v2t']):6.1f}",
+        f"{name:60s}",
+        *(f"{d} R@1 {mean[d]['R@1']:5.1f} R-sum {r_sum(mean[d]):6.1f}" for d in mean),
         flush=True,
     )
     with Path("benchmarks/results/tune_demo.jsonl").open("a") as file:
@@ -53,19 +56,16 @@ def show(name: str, values: list[dict]) -> None:
 
 Path("benchmarks/results").mkdir(exist_ok=True)
 show("zero-shot", [rank_cache(Retriever(backbone, None), cache, fold, captions=1).metrics() for fold in folds])
-for lr in args.lr:
-    for epochs in args.epochs:
-        for batch in args.batch_size:
-            for decay in args.weight_decay:
-                results: dict[int, list[dict]] = {}
-                started = time.monotonic()
-                for seed, fold in enumerate(folds):
-                    torch.manual_seed(seed)
-                    retriever = Retriever(backbone, "cross-modal")
-                    recipe = Recipe(epochs, batch, lr, weight_decay=decay, seed=seed)
-                    for step in fit(retriever, cache, np.setdiff1d(cache.rows, fold), recipe):
-                        if step.epoch > epochs - 2 or step.epoch % 3 == 0:
-                            results.setdefault(step.epoch, []).append(rank_cache(retriever, cache, fold, captions=1).metrics())
-                seconds = (time.monotonic() - started) / len(folds)
-                for epoch, values in results.items():
-                    show(f"lr {lr:g} batch {batch} wd {decay:g} epoch {epoch}/{epochs} ({seconds:.0f} s)", values)
+for lr, epochs, batch, decay, frames in itertools.product(args.lr, args.epochs, args.batch_size, args.weight_decay, args.train_frames):
+    results: dict[int, list[dict]] = {}
+    started = time.monotonic()
+    for seed, fold in enumerate(folds):
+        torch.manual_seed(seed)
+        retriever = Retriever(backbone, "cross-modal")
+        recipe = Recipe(epochs, batch, lr, train_frames=frames, weight_decay=decay, seed=seed)
+        for step in fit(retriever, cache, np.setdiff1d(cache.rows, fold), recipe):
+            if step.epoch == epochs or step.epoch % 3 == 0:
+                results.setdefault(step.epoch, []).append(rank_cache(retriever, cache, fold, captions=1).metrics())
+    seconds = (time.monotonic() - started) / len(folds)
+    for epoch, values in results.items():
+        show(f"lr {lr:g} batch {batch} wd {decay:g} frames {frames} epoch {epoch}/{epochs} ({seconds:.0f} s)", values)

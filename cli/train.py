@@ -31,6 +31,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data [default: the data set's].")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of video and caption a step [default: the data set's].")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the method's].")] = None,
+    train_frames: Annotated[
+        int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all [default: the data set's].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
     out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder [default: runs/DATASET-METHOD-TIME].")] = None,
     json: JSON = False,
@@ -56,6 +59,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        train_frames=train_frames,
         seed=seed,
         out=out_folder,
         options={key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},

@@ -35,18 +35,20 @@ CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions
 class Recipe:
     """How to optimise: AdamW with float32 masters, linear warm-up over 10 % of the steps, cosine decay to zero.
 
-    Weight decay acts on weights, not on biases. A batch holds ``batch_size`` pairs of video and caption.
+    Weight decay acts on weights, not on biases. A batch holds ``batch_size`` pairs of video and caption. With ``train_frames``,
+    each step sees that many frames of each video, drawn anew and kept in order; 0 is all of them, as published.
     """
 
     epochs: int = 5
     batch_size: int = 128
     lr: float = 1e-3
+    train_frames: int = 0
     weight_decay: float = 0.2
     clip_norm: float = 1.0
     seed: int = 0
 
     def check(self) -> None:
-        for option, low in (("epochs", 1), ("batch_size", 2)):
+        for option, low in (("epochs", 1), ("batch_size", 2), ("train_frames", 0)):
             if getattr(self, option) < low:
                 raise UsageError(f"--{option.replace('_', '-')} must be at least {low}, not {getattr(self, option)}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -90,6 +92,7 @@ def train(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    train_frames: int | None = None,
     seed: int = 0,
     report: Callable[[Step, Metrics | None], None] | None = None,
     **options: Any,
@@ -97,7 +100,7 @@ def train(
     """Train a method and write a run folder.
 
     cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not
-    exist or be empty. backbone: one in memory or a name; None takes the cache's default. epochs, batch_size, lr: None takes
+    exist or be empty. backbone: one in memory or a name; None takes the cache's default. epochs, batch_size, lr, train_frames: None takes
     the data set's and the method's defaults. options: the method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
@@ -121,6 +124,7 @@ def train(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
         lr=lr if lr is not None else retriever.method.default_lr,
+        train_frames=train_frames if train_frames is not None else int(attributes.get("train_frames", Recipe.train_frames)),
         seed=seed,
     )
     recipe.check()
@@ -204,7 +208,7 @@ def fit(
             lr = recipe.lr * _schedule(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = _loss(retriever, cache, batch)
+            loss = _loss(retriever, cache, batch, recipe.train_frames, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = float(torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm))
@@ -263,10 +267,13 @@ def _epoch_batches(
     return batches
 
 
-def _loss(retriever: Retriever, cache: FrameCache, batch: Batch) -> Tensor:
+def _loss(retriever: Retriever, cache: FrameCache, batch: Batch, train_frames: int, generator: np.random.Generator) -> Tensor:
     """Symmetric InfoNCE over a batch; other captions of a video in the batch are no negatives."""
     rows = np.array([row for row, _ in batch])
     frames, mask = cache.read(rows)
+    if 0 < train_frames < frames.shape[1]:
+        drawn = torch.from_numpy(_draw_frames(cache.num_frames[rows], frames.shape[1], train_frames, generator))
+        frames, mask = frames[torch.arange(len(rows))[:, None], drawn], mask.gather(1, drawn)
     texts = [cache.captions[row][caption] for row, caption in batch]
     with autocast(retriever.device):
         video = retriever.encode_frames(frames, mask)
@@ -274,6 +281,12 @@ def _loss(retriever: Retriever, cache: FrameCache, batch: Batch) -> Tensor:
     scores = retriever.similarity(text.float(), video.float(), mask)
     groups = torch.from_numpy(rows).to(scores.device)
     return info_nce_from_scores(scores, retriever.backbone.logit_scale, group_ids=(groups, groups))
+
+
+def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """For each video ``count`` of its ``total`` frames in order, real ones first: (B,) -> (B, count)."""
+    keys = generator.random((len(real), total)) + (np.arange(total) >= real[:, None])
+    return np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
 
 
 def _optimizer(retriever: Retriever, recipe: Recipe) -> torch.optim.Optimizer:

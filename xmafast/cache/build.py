@@ -68,6 +68,7 @@ def build_cache(
         "captions_per_epoch": split.captions_per_epoch,
         "epochs": split.epochs,
         "batch_size": split.batch_size,
+        "train_frames": split.train_frames,
         "default_backbone": split.default_backbone,
         "default_pretrained": split.default_pretrained,
     }
