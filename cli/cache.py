@@ -77,11 +77,13 @@ def cache(
         from xmafast.backbone import backbone_input  # here, since it brings torch
 
         size = backbone_input(backbone)
-    chosen: int = size or getattr(module, "FRAME_SIZE", 224)
+    chosen = int(size if size else getattr(module, "FRAME_SIZE", 224))
     folder = out_folder or workspace / "caches" / dataset
     summaries = {}
+    captioned = False
     for name in names:
         loaded = load_split(dataset, root, name)
+        captioned |= any(video.captions for video in loaded.videos)
         if limit:
             loaded = replace(loaded, videos=loaded.videos[:limit])
         if backbone:
@@ -126,4 +128,5 @@ def cache(
     if strict and problems:
         raise typer.Exit(1)
     if not json:
-        out.print("Next: xmafast train" if "train" in summaries else f"Next: xmafast eval --zero-shot {folder}")
+        evaluate = f"xmafast eval --zero-shot {folder}" if captioned else f'xmafast search "a query" {folder}'
+        out.print("Next: " + ("xmafast train" if "train" in summaries else evaluate))

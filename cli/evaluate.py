@@ -9,7 +9,7 @@ import typer
 
 from xmafast.cli.options import JSON, TOPK, WORKSPACE
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
-from xmafast.cli.workspace import cache_folder, run_folder
+from xmafast.cli.workspace import cache_folder, frozen_backbone, run_cache, run_folder
 
 
 def evaluate(
@@ -90,37 +90,24 @@ def evaluation_cache(folder: Path) -> Any:
 def zero_shot_metrics(
     named: Path | None, workspace: Path, topk: list[int], samples: int, backbone: str | None, pretrained: str | None
 ) -> tuple[dict[str, Any], str]:
-    from xmafast.backbone import load_backbone
     from xmafast.evaluation import evaluate
     from xmafast.retriever import Retriever
 
     cache = evaluation_cache(cache_folder(named, workspace))
-    name = backbone or str(cache.attributes["default_backbone"])
-    default = str(cache.attributes["default_pretrained"]) if name == cache.attributes["default_backbone"] else "openai"
-    retriever = Retriever(load_backbone(name, pretrained or default), None)
+    retriever = Retriever(frozen_backbone(cache.path, backbone, pretrained), None)
     announce(cache, retriever)
     with bar("zero-shot", "videos") as update:
         result = evaluate(retriever, cache, topk=topk, bootstrap_samples=samples, store=cache.path.parent / "embeddings", progress=update)
-    return result, f"Zero-shot {name} on {cache.label}, {sizes(result)}"
+    return result, f"Zero-shot {retriever.backbone.name} on {cache.label}, {sizes(result)}"
 
 
 def run_metrics(run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int) -> tuple[dict[str, Any], str]:
     """A run's metrics, with the frozen model's under the same header as ``zero_shot``."""
-    import json
-
-    from xmafast.errors import RunError
     from xmafast.evaluation import evaluate
     from xmafast.retriever import Retriever, load
 
     retriever = load(run)
-    if named_cache is None:
-        try:
-            recorded = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"])
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(
-                f"{run / 'config.json'} does not say which cache the run was trained on; name it: xmafast eval RUN CACHE"
-            ) from error
-    cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else recorded)
+    cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else run_cache(run))
     announce(cache, retriever, run)
     frozen = Retriever(retriever.backbone, None, retriever.header, words=retriever.words, temperature=retriever.temperature)
     results = []

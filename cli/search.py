@@ -9,16 +9,16 @@ import typer
 
 from xmafast.cli.options import JSON, WORKSPACE
 from xmafast.cli.output import bar, note, out, print_json
-from xmafast.cli.workspace import cache_folder, newest_runs, run_folder
+from xmafast.cli.workspace import cache_folder, frozen_backbone, is_cache, newest_runs, run_cache, run_folder
 
 
 def search(
     query: Annotated[str, typer.Argument(help='What to find, as "red heart".')],
-    run: Annotated[Path | None, typer.Argument(help="A run's folder [default: the newest run, or the frozen backbone].")] = None,
-    cache: Annotated[
-        Path | None, typer.Argument(help="A cache's folder or file; every split in it is searched [default: the run's own].")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run's folder [default: the newest run]; may be left out before CACHE.")] = None,
+    cache: Annotated[Path | None, typer.Argument(help="A cache, all splits of which are searched [default: the run's own].")] = None,
     topk: Annotated[int, typer.Option(min=1, help="How many clips.")] = 5,
+    backbone: Annotated[str | None, typer.Option(help="Search with this frozen backbone, without a run.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="With --backbone: a tag, a weights file, or none.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with the frames of each hit.")] = None,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
@@ -27,27 +27,29 @@ def search(
 
     Examples: xmafast search "red heart" | xmafast search "a dog runs" --topk 10 --html dog.html
     """
-    import json as json_module
-
     from rich.table import Table
 
-    from xmafast.backbone import load_backbone
     from xmafast.cache import open_splits
+    from xmafast.errors import UsageError
     from xmafast.files import write_atomically
     from xmafast.retriever import Retriever, load
     from xmafast.search import html_page
     from xmafast.search import search as find
 
-    if run is not None or newest_runs(workspace):
+    if run is not None and cache is None and is_cache(run, workspace):
+        run, cache = None, run
+    if backbone is not None and run is not None:
+        raise UsageError("--backbone searches without a run; leave out the run, or the option.")
+    if backbone is None and pretrained is not None:
+        raise UsageError("--pretrained goes with --backbone.")
+    if run is not None or (backbone is None and newest_runs(workspace)):
         folder = run_folder(run, workspace)
         retriever, store, name = load(folder), folder / "embeddings", str(folder)
-        recorded = Path(json_module.loads((folder / "config.json").read_text(encoding="utf-8"))["cache"]) if cache is None else None
-        where = recorded or cache_folder(cache, workspace)
+        where = run_cache(folder) if cache is None else cache_folder(cache, workspace)
     else:
         where = cache_folder(cache, workspace)
-        attributes = next(iter(open_splits(where).values())).attributes
-        retriever = Retriever(load_backbone(attributes["default_backbone"], attributes["default_pretrained"]), None)
-        store, name = (where if where.is_dir() else where.parent) / "embeddings", f"the frozen {retriever.backbone.name} (no run yet)"
+        retriever = Retriever(frozen_backbone(where, backbone, pretrained), None)
+        store, name = (where if where.is_dir() else where.parent) / "embeddings", f"the frozen {retriever.backbone.name}"
     caches = list(open_splits(where).values())
     note(f"Searching {where} with {name}")
     with bar("frames to embeddings", "videos") as update:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmafast.errors import CacheError, RunError
+
+if TYPE_CHECKING:
+    from xmafast.backbone import Backbone
 
 
 def cache_folder(named: Path | None, workspace: Path) -> Path:
@@ -19,6 +24,12 @@ def cache_folder(named: Path | None, workspace: Path) -> Path:
     return files[-1].parent
 
 
+def is_cache(named: Path, workspace: Path) -> bool:
+    """Whether a path, or a name under caches/, is a cache."""
+    place = cache_folder(named, workspace)
+    return place.suffix == ".h5" or any(place.glob("*.h5"))
+
+
 def run_folder(named: Path | None, workspace: Path) -> Path:
     """The run that was named (a folder, or a name under runs/), or the newest one of the workspace."""
     if named is not None:
@@ -28,6 +39,25 @@ def run_folder(named: Path | None, workspace: Path) -> Path:
     if not runs:
         raise RunError(f"There is no trained run in {workspace / 'runs'} yet; make one with: xmafast train")
     return runs[0]
+
+
+def run_cache(run: Path) -> Path:
+    """The cache that a run was trained on."""
+    try:
+        return Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run / 'config.json'} does not say which cache the run was trained on; name a cache after the run.") from error
+
+
+def frozen_backbone(cache: Path, name: str | None, pretrained: str | None) -> Backbone:
+    """The backbone to use without a run: the one that was named, or the cache's default."""
+    from xmafast.backbone import load_backbone
+    from xmafast.cache import open_splits
+
+    attributes = next(iter(open_splits(cache).values())).attributes
+    default = str(attributes["default_backbone"])
+    name = name or default
+    return load_backbone(name, pretrained or (str(attributes["default_pretrained"]) if name == default else "openai"))
 
 
 def newest_runs(workspace: Path) -> list[Path]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import socket
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import huggingface_hub
 import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
@@ -147,15 +152,7 @@ def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
                 raise BackboneError(f"There is no weights file {pretrained}.")
             raise unknown(f"weights tag for {name}", pretrained, [*tags, "none"])
         preprocess |= {key: tag[key] for key in ("mean", "std") if tag.get(key)}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                clip = open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
-        except Exception as error:
-            raise BackboneError(
-                f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({_first_line(error)}). "
-                "Give a local file with --pretrained FILE, or use --backbone demo, which needs no download."
-            ) from error
+        clip = _download(name, pretrained, tag)
     return Backbone(name, pretrained, clip, open_clip.get_tokenizer(name), preprocess)
 
 
@@ -214,6 +211,38 @@ def _build(config: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _class_of(config)(**_arguments(config))
+
+
+def _download(name: str, pretrained: str, tag: dict[str, Any]) -> nn.Module:
+    """A model with the weights of an open_clip tag, from open_clip's own store or from the network."""
+    logging.disable(logging.CRITICAL)  # a failure becomes one sentence, not the log of its retries
+    try:
+        if tag.get("hf_hub") and not _reachable(tag["hf_hub"]):
+            raise ConnectionError("the model hub cannot be reached")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
+    except Exception as error:
+        raise BackboneError(
+            f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded: {_first_line(error)}. "
+            "Give a local file with --pretrained FILE, or use --backbone demo, which needs no download."
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _reachable(hub_id: str) -> bool:
+    """Whether a hub's weights are stored here or its host answers: its client would retry for most of a minute to find out."""
+    repository, _, name = hub_id.rpartition("/")
+    names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names):
+        return True
+    url = urlparse(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def _load_file(clip: nn.Module, path: str, name: str) -> nn.Module:

@@ -74,7 +74,9 @@ def test_search_without_a_run_says_that_the_backbone_is_frozen(call, demo_worksp
     code, out, err = call("search", "rainbow")
     assert code == 0
     assert "rainbow" in out
-    assert "no run yet" in err
+    assert "the frozen demo" in err
+    assert call("search", "rainbow", "demo", "--backbone", "demo", "--pretrained", "none", "--json")[0] == 0
+    assert call("search", "rainbow", "--pretrained", "none")[0] == 2
 
 
 def test_zero_shot_takes_the_caches_backbone(call, demo_workspace):

@@ -134,9 +134,20 @@ def test_openais_weights_bring_their_activation(monkeypatch):
         raise RuntimeError("offline")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    with pytest.raises(BackboneError, match=r"could not be downloaded \(offline\)"):
+    monkeypatch.setattr("xmafast.backbone._reachable", lambda hub: True)
+    with pytest.raises(BackboneError, match="could not be downloaded: offline"):
         load_backbone("ViT-B/32")
     assert seen["force_quick_gelu"] is True
+
+
+def test_without_a_network_the_answer_comes_at_once(monkeypatch, tmp_path):
+    def no_network(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+    with pytest.raises(BackboneError, match=r"the model hub cannot be reached. Give a local file with --pretrained FILE"):
+        load_backbone("ViT-B-32", "openai")
 
 
 def test_shape_without_weights():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +152,8 @@ def _reason(path: Path, decoder: str, error: Exception) -> str:
     if head[4:8] == b"ftyp" and not _has_index(path):
         return "it is cut off: the index at the end of the mp4 (moov) is missing"
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{decoder} cannot decode it; the file is damaged or cut off ({detail[-120:]})"
+    detail = re.sub(r"^.*\.cc:\d+: ", "", detail)  # decord's time stamp and source line
+    return f"{decoder} cannot decode it; the file is damaged or cut off ({detail[:120]})"
 
 
 def _has_index(path: Path) -> bool:
