@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     if debug:  # accepted anywhere, as --help is
         arguments = ["--debug", *(a for i, a in enumerate(arguments) if a != "--debug" or i > end)]
     try:
-        app(arguments)
+        app(arguments, prog_name="xmafast")
     except XmafastError as error:
         if debug:
             raise

@@ -102,7 +102,7 @@ def test_topk_refuses_nothing_words_and_zero(call):
     assert call("eval", "--topk", "1", "0")[0] == 2
     code, _, err = call("eval", "--topk", "five")
     assert code == 2
-    assert "five" in err
+    assert "--topk" in err
 
 
 def test_metrics_of_a_matrix_need_no_model(call, tmp_path):
