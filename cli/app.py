@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         _say(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("Interrupted. What was finished is kept; the same command goes on from there.")
+        _say("Interrupted; what was finished is kept.")
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

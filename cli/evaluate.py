@@ -91,10 +91,10 @@ def zero_shot_metrics(
     named: Path | None, workspace: Path, topk: list[int], samples: int, backbone: str | None, pretrained: str | None
 ) -> tuple[dict[str, Any], str]:
     from xmafast.evaluation import evaluate
-    from xmafast.retriever import Retriever
+    from xmafast.retriever import Retriever, best_device
 
     cache = evaluation_cache(cache_folder(named, workspace))
-    retriever = Retriever(frozen_backbone(cache.path, backbone, pretrained), None)
+    retriever = Retriever(frozen_backbone(cache.path, backbone, pretrained), None).to(best_device())
     announce(cache, retriever)
     with bar("zero-shot", "videos") as update:
         result = evaluate(retriever, cache, topk=topk, bootstrap_samples=samples, store=cache.path.parent / "embeddings", progress=update)
@@ -104,9 +104,9 @@ def zero_shot_metrics(
 def run_metrics(run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int) -> tuple[dict[str, Any], str]:
     """A run's metrics, with the frozen model's under the same header as ``zero_shot``."""
     from xmafast.evaluation import evaluate
-    from xmafast.retriever import Retriever, load
+    from xmafast.retriever import Retriever, best_device, load
 
-    retriever = load(run)
+    retriever = load(run).to(best_device())
     cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else run_cache(run))
     announce(cache, retriever, run)
     frozen = Retriever(retriever.backbone, None, retriever.header, words=retriever.words, temperature=retriever.temperature)

@@ -32,7 +32,7 @@ def search(
     from xmafast.cache import open_splits
     from xmafast.errors import UsageError
     from xmafast.files import write_atomically
-    from xmafast.retriever import Retriever, load
+    from xmafast.retriever import Retriever, best_device, load
     from xmafast.search import html_page
     from xmafast.search import search as find
 
@@ -44,11 +44,11 @@ def search(
         raise UsageError("--pretrained goes with --backbone.")
     if run is not None or (backbone is None and newest_runs(workspace)):
         folder = run_folder(run, workspace)
-        retriever, store, name = load(folder), folder / "embeddings", str(folder)
+        retriever, store, name = load(folder).to(best_device()), folder / "embeddings", str(folder)
         where = run_cache(folder) if cache is None else cache_folder(cache, workspace)
     else:
         where = cache_folder(cache, workspace)
-        retriever = Retriever(frozen_backbone(where, backbone, pretrained), None)
+        retriever = Retriever(frozen_backbone(where, backbone, pretrained), None).to(best_device())
         store, name = (where if where.is_dir() else where.parent) / "embeddings", f"the frozen {retriever.backbone.name}"
     caches = list(open_splits(where).values())
     note(f"Searching {where} with {name}")

@@ -119,6 +119,11 @@ class Retriever(nn.Module):
         return folder
 
 
+def best_device() -> torch.device:
+    """The GPU where CUDA has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def adapter_folder(folder: str | Path) -> Path:
     """The folder that holds the adapter: ``folder`` itself, or a run's ``best/``. Raises RunError where there is none."""
     folder = Path(folder)

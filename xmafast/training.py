@@ -24,7 +24,7 @@ from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
 from xmafast.files import write_atomically
 from xmafast.kernels import info_nce_from_scores
-from xmafast.retriever import Retriever
+from xmafast.retriever import Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
 WARMUP = 0.1
@@ -116,9 +116,8 @@ def train(
         name = backbone or str(attributes["default_backbone"])
         default = attributes["default_pretrained"] if name == attributes["default_backbone"] else "openai"
         backbone = load_backbone(name, pretrained or str(default))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
-    retriever = Retriever(backbone, method, header, words=words, **options).to(device)
+    retriever = Retriever(backbone, method, header, words=words, **options).to(best_device())
     assert retriever.method is not None
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
@@ -183,7 +182,7 @@ def train(
         "trainable_percent": 100 * retriever.trainable / backbone.shape.parameters,
     }
     _write_json(out / "metrics.json", metrics)
-    retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(device)))
+    retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(retriever.device)))
     return Trained(out, retriever.eval(), metrics)
 
 
