@@ -9,13 +9,12 @@ appends to benchmarks/results/tune_demo.jsonl. About two minutes a setting on tw
 import argparse
 import itertools
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 
 from xmafast import Retriever, load_backbone
 from xmafast.cache import open_splits
@@ -31,6 +30,8 @@ parser.add_argument("--folds", type=int, default=3)
 parser.add_argument("--train-frames", type=int, nargs="+", default=[4])
 parser.add_argument("--weight-decay", type=float, nargs="+", default=[0.2])
 args = parser.parse_args()
+
+RESULTS = Path(__file__).parent / "results" / "tune_demo.jsonl"
 
 cache = open_splits(args.cache)["train"]
 backbone = load_backbone("demo")
@@ -49,12 +50,11 @@ def show(name: str, values: list[dict]) -> None:
         *(f"{d} R@1 {mean[d]['R@1']:5.1f} R-sum {r_sum(mean[d]):6.1f}" for d in mean),
         flush=True,
     )
-    with Path("benchmarks/results/tune_demo.jsonl").open("a") as file:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-        file.write(json.dumps({"setting": name, **mean, "folds": len(values), **machine}) + "\n")
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"setting": name, **mean, "folds": len(values), "machine": machine()}) + "\n")
 
 
-Path("benchmarks/results").mkdir(exist_ok=True)
+RESULTS.parent.mkdir(exist_ok=True)
 show("zero-shot", [rank_cache(Retriever(backbone, None), cache, fold, captions=1).metrics() for fold in folds])
 for lr, epochs, batch, decay, frames in itertools.product(args.lr, args.epochs, args.batch_size, args.weight_decay, args.train_frames):
     results: dict[int, list[dict]] = {}

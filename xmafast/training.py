@@ -122,7 +122,7 @@ def train(
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
-        lr=lr if lr is not None else retriever.method.default_lr,
+        lr=lr if lr is not None else float(attributes.get("lr", 0)) or retriever.method.default_lr,
         train_frames=train_frames if train_frames is not None else int(attributes.get("train_frames", Recipe.train_frames)),
         seed=seed,
     )

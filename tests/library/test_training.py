@@ -32,7 +32,8 @@ def test_a_run_folder_holds_what_was_trained_and_how(run):
     for part in ("best", "last"):
         assert {p.name for p in (folder / part).iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
-    assert config["recipe"]["lr"] == trained.retriever.method.default_lr
+    assert config["recipe"]["lr"] == 5e-3
+    assert config["recipe"]["train_frames"] == 4
     assert metrics["checkpoint_rule"].startswith("the epoch of highest R-sum")
     assert metrics["best_epoch"] == max(metrics["epochs"], key=lambda e: e["r_sum"])["epoch"]
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -26,5 +26,15 @@ def load(root: Path, split: str) -> Split:
                 captions = (row["label"], tags, f"{row['label']}, {tags}") if split == "train" and tags else (row["label"],)
                 videos.append(Video(row["id"], root / row["video"], captions))
     return Split(
-        "demo", split, root, videos, captions_per_epoch="one", epochs=5, batch_size=64, default_backbone="demo", default_pretrained="demo"
+        "demo",
+        split,
+        root,
+        videos,
+        captions_per_epoch="one",
+        epochs=12,
+        batch_size=64,
+        train_frames=4,
+        lr=5e-3,  # with the epochs, by cross-validation inside the training clips: benchmarks/tune_demo.py
+        default_backbone="demo",
+        default_pretrained="demo",
     )

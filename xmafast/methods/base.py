@@ -34,7 +34,7 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[str]
     default_header: ClassVar[str]
-    default_lr: ClassVar[float]  # for AdamW with float32 masters; tuned here, not the published one
+    default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 
     @classmethod
     def build(cls, shape: Shape, **options: Any) -> Method:
