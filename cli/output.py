@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -46,17 +46,16 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and time left; yields ``update(done, total, note="")``."""
+def bar(title: str, unit: str, *, notes: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar with time left; yields ``update(done, total, note="")``. With ``notes``, a remark instead of the rate."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(10 if notes else 30),
         MofNCompleteColumn(),
-        _Rate(unit),
-        TimeElapsedColumn(),
+        *(() if notes else (_Rate(unit),)),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        *((TextColumn("{task.fields[note]}"),) if notes else ()),
     )
     with Progress(*columns, console=err, transient=False) as progress:
         task = progress.add_task(title, total=None, note="")

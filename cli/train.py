@@ -85,13 +85,13 @@ def run_training(folder, workspace, *, out, options, method, **settings):  # typ
     dataset = train_cache.attributes.get("dataset", folder.name)
     run = out or new_run(workspace, dataset, method)
     note(f"Training {method} on {train_cache.path} into {run}")
-    with bar("training", "steps") as update:
+    with bar("training", "steps", notes=True) as update:
         last = ""
 
         def report(step: Step, validation: Metrics | None) -> None:
             nonlocal last
             if validation:
-                last = f", validation R@1 {validation['t2v']['R@1']:.1f}"
+                last = f", val R@1 {validation['t2v']['R@1']:.1f}"
             update(step.step, step.steps, f"epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}{last}")
 
         return train(folder, run, method=method, report=report, **settings, **options)

@@ -106,7 +106,7 @@ h1 { font-size: 1.4rem; margin-bottom: 0; } .soft { color: var(--soft); }
 ol { list-style: none; padding: 0; }
 li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 1rem 0; padding: 1rem; }
 h2 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; } p { margin: .2rem 0 .6rem; overflow-wrap: anywhere; }
-.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.6rem, 1fr)); gap: 6px; }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.1rem, 1fr)); gap: 6px; }
 figure { margin: 0; } img { width: 100%; border-radius: 6px; display: block; border: 3px solid transparent; box-sizing: border-box; }
 .best img { border-color: var(--mark); } figcaption { font-size: .75rem; color: var(--soft); text-align: center; }
 .best figcaption { color: var(--mark); font-weight: 600; }
