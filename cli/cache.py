@@ -103,14 +103,11 @@ def cache(
 
     problems = [(name, *problem) for name, summary in summaries.items() for problem in summary.problems]
     listing = folder / "problems.csv"
-    if problems:
-        with listing.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("split", "id", "status", "reason"), *problems])
-    else:
-        listing.unlink(missing_ok=True)
+    with listing.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("split", "id", "status", "reason"), *problems])
     total = {key: sum(getattr(s, key) for s in summaries.values()) for key in ("done", "present", "missing", "failed")}
     if json:
-        print_json({**total, "cache": str(folder), "problems": str(listing) if problems else None, "splits": names})
+        print_json({**total, "cache": str(folder), "problems": str(listing), "splits": names})
     else:
         table = Table("split", "done", "already there", "missing", "failed", title=f"Cache {folder}", title_justify="left")
         for name, s in summaries.items():

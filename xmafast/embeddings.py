@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +65,10 @@ def stored_embeddings(retriever: Retriever, cache: FrameCache, folder: Path, pro
         except (SafetensorError, OSError, KeyError):
             path.unlink()  # damaged: it can be had again
     frames, mask = embed_frames(retriever, cache, cache.rows, progress)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {"frames": frames.cpu().contiguous(), "mask": mask.cpu().contiguous()}
-    write_atomically(path, lambda partial: save_file(tensors, partial))
+    with contextlib.suppress(OSError):  # a folder that cannot be written to, or a full disk, only costs time the next time
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: save_file(tensors, partial))
     return frames, mask
 
 

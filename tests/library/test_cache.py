@@ -125,6 +125,12 @@ def test_other_settings_are_refused(tmp_path):
         build_cache(demo_split("train", 2), path, **{**OPTIONS, "size": 96})
 
 
+def test_a_disk_that_is_too_small_is_refused_before_the_first_frame(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    with pytest.raises(CacheError, match=r"2 videos need 0\.0 GB in .*make room"):
+        build_cache(demo_split("train", 2), tmp_path / "train.h5", **OPTIONS)
+
+
 def test_an_id_that_is_listed_twice_is_refused(tmp_path):
     split = demo_split("train", 2)
     split = replace(split, videos=[split.videos[0], split.videos[0]])

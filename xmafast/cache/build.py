@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ def build_cache(
             cache.status[row], cache.bytes[row] = Status.TODO, size_now
             jobs.append(Job(row, video.path))
 
+    _check_room(cache, len(jobs), path.parent)
     if progress:
         progress(0, len(jobs))
     target = Target(cache.path, cache.offset, cache.shape, {**settings, "decoder": name})
@@ -162,6 +164,16 @@ def _open_or_create(
                 cache.bytes[row], cache.source[row], cache.status[row] = old.bytes[was], old.source[was], Status.DONE
     scratch.replace(partial)
     return FrameCache(partial, writable=True), False
+
+
+def _check_room(cache: FrameCache, rows: int, folder: Path) -> None:
+    """Raise CacheError before the first frame where the disk cannot hold what is to come: the file is full of holes until then."""
+    need, free = rows * int(np.prod(cache.shape[1:])), shutil.disk_usage(folder).free
+    if need > free:
+        raise CacheError(
+            f"{rows} videos need {need / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free; "
+            "make room, or cache elsewhere with --out, fewer --frames or a smaller --size."
+        )
 
 
 def _source(video: Video, root: Path) -> str:
