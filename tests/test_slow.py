@@ -43,7 +43,7 @@ def test_a_wheel_works_from_elsewhere_and_leaves_no_other_module(tmp_path):
 
 
 def test_the_readmes_python_runs(tmp_path):
-    run(sys.executable, "-m", "xmafast.cli", "cache", "demo", cwd=tmp_path)
+    run(sys.executable, "-m", "xmafast.cli", "cache", "demo", "--limit", "60", cwd=tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"\n## Python\n\n((?:    .*\n|\n)+)", readme)
     assert block

@@ -1,5 +1,5 @@
 """The bottleneck adapter: down-projection, activation, own and shared up-projection, skip."""
 
-from xmafast.kernels.bottleneck.reference import adapter
+from xmafast.kernels.bottleneck.op import adapter
 
 __all__ = ["adapter"]

@@ -61,7 +61,7 @@ def build_cache(
         **settings,
         "dataset": split.dataset,
         "split": split.name,
-        "root": str(split.root.resolve()),
+        "root": str(split.root.absolute()),
         "decoder": name,
         "decoder_version": decoder_version,
         "xmafast_version": __version__,
