@@ -61,14 +61,15 @@ def cache(
 
     from rich.table import Table
 
-    from xmafast.cache import build_cache
-    from xmafast.datasets import default_root, load_split, loader, usable_splits
+    from xmafast.cache import FrameCache, build_cache
+    from xmafast.datasets import SPLITS, default_root, load_split, loader, usable_splits
 
     module = loader(dataset)
     root = root or default_root(dataset, workspace)
     remarks: list[str] = []
     if split is SplitName.all:
         names, remarks = usable_splits(dataset, root)
+        known = {*names, *SPLITS}
         if not names:
             raise DataError(remarks[0] + (f" ({len(remarks) - 1} more files are missing.)" if len(remarks) > 1 else ""))
     else:
@@ -84,8 +85,6 @@ def cache(
     for name in names:
         loaded = load_split(dataset, root, name)
         captioned |= any(video.captions for video in loaded.videos)
-        if limit:
-            loaded = replace(loaded, videos=loaded.videos[:limit])
         if backbone:
             loaded = replace(loaded, default_backbone=backbone)
         with bar(f"{dataset}/{name}", "videos") as update:
@@ -98,8 +97,15 @@ def cache(
                 decoder=decoder.value,
                 workers=workers,
                 time_limit=time_limit,
+                limit=limit,
                 progress=update,
             )
+
+    if split is SplitName.all:
+        for stale in sorted(folder.glob("*.h5")):
+            if stale.stem not in known and FrameCache(stale).attributes.get("root") == str(root.absolute()):
+                stale.unlink()
+                note(f"Removed {stale}: {root} has no such split any more; its videos are in the others now.")
 
     problems = [(name, *problem) for name, summary in summaries.items() for problem in summary.problems]
     listing = folder / "problems.csv"

@@ -58,10 +58,10 @@ def bar(title: str, unit: str, *, notes: bool = False) -> Iterator[Callable[...,
         *((TextColumn("{task.fields[note]}"),) if notes else ()),
     )
     with Progress(*columns, console=err, transient=False) as progress:
-        task = progress.add_task(title, total=None, note="")
+        task = progress.add_task(title, total=None, note="", visible=False)
 
         def update(done: int, total: int, note: str = "") -> None:
-            progress.update(task, completed=done, total=total, note=note)
+            progress.update(task, completed=done, total=total, note=note, visible=total > 0)
 
         yield update
 

@@ -1,7 +1,7 @@
 """The arithmetic of adapters, similarity, ranking and the loss, as functions from tensors to tensors.
 
 One folder per idea. ``reference.py`` is the eager form that every other form is checked against; it runs on any device
-and in any floating dtype.
+and in any floating dtype. Where there is a kernel, ``triton.py`` holds it and ``op.py`` registers it and chooses.
 """
 
 from xmafast.kernels.bottleneck import adapter

@@ -134,7 +134,7 @@ def blocks(bottleneck: int, dtype: torch.dtype) -> dict[str, int]:
         return {"BLOCK_M": 32, "BLOCK_D": 32, "BLOCK_R": min(rank, 64), "num_warps": 8, "num_stages": 2}
     if rank == 128:
         return {"BLOCK_M": 64, "BLOCK_D": 64, "BLOCK_R": 128, "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_M": 64, "BLOCK_D": 32 if rank == 16 else 64, "BLOCK_R": min(rank, 64), "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 64, "BLOCK_D": 64 if 16 < rank <= 64 else 32, "BLOCK_R": min(rank, 64), "num_warps": 4, "num_stages": 2}
 
 
 def adapter_forward(

@@ -136,6 +136,18 @@ def test_caching_a_folder_with_broken_videos_does_the_rest(call, clips, tmp_path
     assert call("cache", "folder", "--root", clips, "--frames", "2", "--size", "32", "--strict")[0] == 1
 
 
+def test_a_folder_that_gets_captions_leaves_no_clip_twice(call, clips, tmp_path):
+    (clips / "captions.jsonl").rename(tmp_path / "captions.jsonl")
+    options = ("--root", clips, "--frames", "2", "--size", "32", "--json")
+    assert json.loads(call("cache", "folder", *options)[1])["splits"] == ["videos"]
+    (tmp_path / "captions.jsonl").rename(clips / "captions.jsonl")
+    _, out, err = call("cache", "folder", *options)
+    result = json.loads(out)
+    assert (result["done"], result["present"]) == (0, 6)
+    assert "Removed caches/folder/videos.h5" in err
+    assert len(json.loads(call("search", "x", "folder", "--backbone", "demo", "--topk", "100", "--json")[1])) == 6
+
+
 def test_caching_when_every_video_is_missing(call, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "captions.csv").write_text("video,caption,split\na.mp4,x,test\n")

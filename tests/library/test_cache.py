@@ -118,6 +118,24 @@ def test_a_changed_list_keeps_the_rows_it_shares(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
+def test_a_video_that_moves_to_another_split_keeps_its_row(tmp_path):
+    whole, half = tmp_path / "videos.h5", tmp_path / "train.h5"
+    build_cache(demo_split("train", 4), whole, **OPTIONS)
+    moved = build_cache(demo_split("train", 3), half, **OPTIONS)
+    assert (moved.done, moved.present) == (0, 3)
+    assert np.array_equal(FrameCache(half).frames, FrameCache(whole).frames[:3])
+
+
+def test_a_limit_never_takes_rows_away(tmp_path):
+    path = tmp_path / "train.h5"
+    assert build_cache(demo_split("train", 5), path, **OPTIONS, limit=2).done == 2
+    assert len(FrameCache(path)) == 2
+    grown = build_cache(demo_split("train", 5), path, **OPTIONS)
+    assert (grown.done, grown.present) == (3, 2)
+    assert build_cache(demo_split("train", 5), path, **OPTIONS, limit=2).present == 2
+    assert len(FrameCache(path).rows) == 5
+
+
 def test_other_settings_are_refused(tmp_path):
     path = tmp_path / "train.h5"
     build_cache(demo_split("train", 2), path, **OPTIONS)
@@ -129,6 +147,15 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_frame(tmp_path, mo
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     with pytest.raises(CacheError, match=r"2 videos need 0\.0 GB in .*make room"):
         build_cache(demo_split("train", 2), tmp_path / "train.h5", **OPTIONS)
+
+
+def test_the_cache_of_another_folder_is_not_overwritten(clips, tmp_path):
+    path = tmp_path / "train.h5"
+    build_cache(load_split("folder", clips, "train"), path, **OPTIONS)
+    before = path.read_bytes()
+    with pytest.raises(CacheError, match=rf"was cached from {clips}, and now .* name another --out"):
+        build_cache(demo_split("train", 2), path, **OPTIONS)
+    assert path.read_bytes() == before
 
 
 def test_an_id_that_is_listed_twice_is_refused(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +44,20 @@ def build_cache(
     decoder: str = "auto",
     workers: int | None = None,
     time_limit: float = 60.0,
+    limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Decode a split's videos into the frame cache ``path``.
 
     frames, sampling, size: see ``xmafast.cache.decode``. workers: decode processes, one per core by default. time_limit: seconds
-    for one video. progress: called with (videos tried, videos to try) after each.
+    for one video. limit: only the first videos of the split; a cache that holds more of them keeps the rest. progress: called
+    with (videos tried, videos to try) after each.
 
     Rows that are done are kept; failed and missing ones, and those whose file has another size now, are tried again. While rows
     are open the file is named ``PATH.partial``. Raises CacheError where ``path`` holds frames of other settings.
     """
     path = Path(path)
+    split = replace(split, videos=split.videos[:limit])
     name, decoder_version = resolve_decoder(decoder)
     partial = path.with_name(path.name + ".partial")
     settings: dict[str, object] = {"frames": frames, "sampling": sampling, "size": size}
@@ -75,7 +79,7 @@ def build_cache(
         "default_pretrained": split.default_pretrained,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    cache, reused = _open_or_create(path, partial, split, settings, attributes)
+    cache, reused = _open_or_create(path, partial, split, settings, attributes, limited=limit is not None)
     summary = Summary(path)
     jobs = []
     for row, video in enumerate(split.videos):
@@ -128,7 +132,7 @@ def build_cache(
 
 
 def _open_or_create(
-    path: Path, partial: Path, split: Split, settings: dict[str, object], attributes: dict[str, object]
+    path: Path, partial: Path, split: Split, settings: dict[str, object], attributes: dict[str, object], *, limited: bool
 ) -> tuple[FrameCache, bool]:
     """The writable cache to work on, and whether it is the finished file itself (else its partial)."""
     ids = [video.id for video in split.videos]
@@ -150,20 +154,39 @@ def _open_or_create(
         if other:
             asked = ", ".join(f"{key} {value}" for key, value in settings.items())
             raise CacheError(f"{existing} was cached with {', '.join(other)}, and now {asked} is asked; name another --out, or delete it.")
-        if cache.ids == ids and cache.captions == [video.captions for video in split.videos]:
+        if cache.ids != ids and cache.attributes.get("root") != attributes["root"]:
+            raise CacheError(
+                f"{existing} was cached from {cache.attributes.get('root')}, and now {attributes['root']} is asked; "
+                "name another --out, or delete it."
+            )
+        n = len(ids) if limited else len(cache.ids)
+        if cache.ids[:n] == ids and cache.captions[:n] == [video.captions for video in split.videos]:
             return cache, existing is path
         old = old or cache
     scratch = partial.with_name(partial.name + ".new")
     create(scratch, ids, [video.captions for video in split.videos], attributes)
     cache = FrameCache(scratch, writable=True)
-    if old is not None:  # the list has changed: rows of the same id move over, the rest is todo
-        row_of = {i: row for row, i in enumerate(old.ids)}
+    donors = [*([old] if old else []), *_siblings(path, settings, attributes["root"])]
+    for donor in donors:  # the list of videos, or their splits, have changed: rows of the same id move over, the rest is todo
+        row_of = {i: row for row, i in enumerate(donor.ids)}
         for row, i in enumerate(ids):
-            if (was := row_of.get(i)) is not None and old.status[was] == Status.DONE:
-                cache.frames[row], cache.num_frames[row], cache.timestamps[row] = old.frames[was], old.num_frames[was], old.timestamps[was]
-                cache.bytes[row], cache.source[row], cache.status[row] = old.bytes[was], old.source[was], Status.DONE
+            if (was := row_of.get(i)) is not None and donor.status[was] == Status.DONE != cache.status[row]:
+                cache.frames[row] = donor.frames[was]
+                cache.num_frames[row], cache.timestamps[row] = donor.num_frames[was], donor.timestamps[was]
+                cache.bytes[row], cache.source[row], cache.status[row] = donor.bytes[was], donor.source[was], Status.DONE
     scratch.replace(partial)
     return FrameCache(partial, writable=True), False
+
+
+def _siblings(path: Path, settings: dict[str, object], root: object) -> list[FrameCache]:
+    """The caches beside ``path`` of the same videos' folder and settings: other splits, between which a video may have moved."""
+    found = []
+    for file in sorted(path.parent.glob("*.h5")):
+        with contextlib.suppress(CacheError):
+            cache = FrameCache(file)
+            if file != path and cache.attributes.get("root") == root and all(cache.attributes.get(k) == v for k, v in settings.items()):
+                found.append(cache)
+    return found
 
 
 def _check_room(cache: FrameCache, rows: int, folder: Path) -> None:
