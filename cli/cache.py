@@ -62,14 +62,13 @@ def cache(
     from rich.table import Table
 
     from xmafast.cache import FrameCache, build_cache
-    from xmafast.datasets import SPLITS, default_root, load_split, loader, usable_splits
+    from xmafast.datasets import default_root, load_split, loader, usable_splits
 
     module = loader(dataset)
     root = root or default_root(dataset, workspace)
     remarks: list[str] = []
     if split is SplitName.all:
         names, remarks = usable_splits(dataset, root)
-        known = {*names, *SPLITS}
         if not names:
             raise DataError(remarks[0] + (f" ({len(remarks) - 1} more files are missing.)" if len(remarks) > 1 else ""))
     else:
@@ -103,7 +102,7 @@ def cache(
 
     if split is SplitName.all:
         for stale in sorted(folder.glob("*.h5")):
-            if stale.stem not in known and FrameCache(stale).attributes.get("root") == str(root.absolute()):
+            if stale.stem not in module.splits(root) and FrameCache(stale).attributes.get("root") == str(root.absolute()):
                 stale.unlink()
                 note(f"Removed {stale}: {root} has no such split any more; its videos are in the others now.")
 

@@ -56,7 +56,7 @@ def test_three_seeds_keep_the_promised_gain_over_zero_shot(tmp_path):
     out = tmp_path / "demo.json"
     run(sys.executable, ROOT / "benchmarks" / "demo.py", "--workspace", tmp_path, "--out", out, cwd=tmp_path)
     result = json.loads(out.read_text())
-    assert result["trainable"] / result["frozen"] < 0.05
+    assert result["trainable"] / result["backbone_parameters"] < 0.05
     gain = result["mean"]["t2v"]["gain"]
     assert gain["R@1"][0] >= 6
     assert gain["R-sum"][0] >= 15

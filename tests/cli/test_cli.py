@@ -146,6 +146,10 @@ def test_a_folder_that_gets_captions_leaves_no_clip_twice(call, clips, tmp_path)
     assert (result["done"], result["present"]) == (0, 6)
     assert "Removed caches/folder/videos.h5" in err
     assert len(json.loads(call("search", "x", "folder", "--backbone", "demo", "--topk", "100", "--json")[1])) == 6
+    (clips / "captions.jsonl").unlink()
+    back = json.loads(call("cache", "folder", *options)[1])
+    assert (back["done"], back["present"], back["splits"]) == (0, 6, ["videos"])
+    assert [path.name for path in (tmp_path / "caches" / "folder").glob("*.h5")] == ["videos.h5"]
 
 
 def test_caching_when_every_video_is_missing(call, tmp_path):
