@@ -34,16 +34,16 @@ class SplitName(str, Enum):
 
 def cache(
     dataset: Annotated[str, typer.Argument(help="demo, msrvtt, or folder (any folder of videos or images).")],
-    root: Annotated[Path | None, typer.Option(help="The data set's folder [default: datasets/NAME].")] = None,
+    root: Annotated[Path | None, typer.Option(help="The data set's folder (default: datasets/NAME).")] = None,
     split: Annotated[SplitName, typer.Option(help="Which split; all: every split whose files are there.")] = SplitName.all,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Where the cache goes [default: caches/NAME].")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Where the cache goes (default: caches/NAME).")] = None,
     frames: Annotated[int, typer.Option(min=1, max=4096, help="Frames a video.")] = 12,
     sampling: Annotated[
-        Sampling | None, typer.Option(help="fps: one a second, then evenly; uniform: evenly over all [default: the data set's].")
+        Sampling | None, typer.Option(help="fps: one a second, then evenly; uniform: evenly over all (default: the data set's).")
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pixels [default: the backbone's input, else 224].")] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pixels (default: the backbone's input, else 224).")] = None,
     backbone: Annotated[str | None, typer.Option(help="Cache at this backbone's input size.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decode processes [default: one a core].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decode processes (default: one a core).")] = None,
     decoder: Annotated[Decoder, typer.Option(help="auto takes decord where it is installed.")] = Decoder.auto,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one video may take.")] = 60.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N videos of each split.")] = None,

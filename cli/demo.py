@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from xmafast.cli.options import WORKSPACE
 from xmafast.cli.output import out
@@ -27,7 +28,7 @@ def demo(
     folder = workspace / "caches" / "demo"
 
     def step(command: str, what: str) -> None:
-        out.print(f"\n[bold]$ {command}[/bold]   [dim]# {what}[/dim]")
+        out.print(Text.assemble("\n", (f"$ {command}", "bold"), "   ", (f"# {what}", "dim")))
 
     step("xmafast cache demo", "decode 600 clips once")
     cache("demo", workspace=workspace)

@@ -13,11 +13,11 @@ from xmafast.cli.workspace import cache_folder, frozen_backbone, run_cache, run_
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder [default: the newest run].")] = None,
-    cache: Annotated[Path | None, typer.Argument(help="A cache's folder or file [default: the run's own].")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run's folder (default: the newest run).")] = None,
+    cache: Annotated[Path | None, typer.Argument(help="A cache's folder or file (default: the run's own).")] = None,
     topk: TOPK = [1, 5, 10],  # noqa: B006 - typer copies it
     zero_shot: Annotated[bool, typer.Option("--zero-shot", help="The frozen backbone alone; the argument is then the cache.")] = False,
-    backbone: Annotated[str | None, typer.Option(help="With --zero-shot: an open_clip ViT or demo [default: the cache's].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="With --zero-shot: an open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[str | None, typer.Option(help="With --zero-shot: a tag, a weights file, or none.")] = None,
     similarity: Annotated[Path | None, typer.Option(help="Metrics of a square .npy matrix, texts by videos; no model.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resample the queries N times for 95 % intervals.")] = 0,

@@ -13,8 +13,8 @@ from xmafast.cli.output import out, print_json
 
 def methods(
     backbone: Annotated[str, typer.Option(help="An open_clip ViT, or demo.")] = "ViT-B-32",
-    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck [default: each method's].")] = None,
-    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension [default: each method's].")] = None,
+    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: each method's).")] = None,
+    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: each method's).")] = None,
     json: JSON = False,
 ) -> None:
     """List the methods with their trainable parameters on a backbone. Loads no weights."""

@@ -14,8 +14,8 @@ from xmafast.cli.workspace import cache_folder, frozen_backbone, is_cache, newes
 
 def search(
     query: Annotated[str, typer.Argument(help='What to find, as "red heart".')],
-    run: Annotated[Path | None, typer.Argument(help="A run's folder [default: the newest run]; may be left out before CACHE.")] = None,
-    cache: Annotated[Path | None, typer.Argument(help="A cache, all splits of which are searched [default: the run's own].")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run's folder (default: the newest run); may be left out before CACHE.")] = None,
+    cache: Annotated[Path | None, typer.Argument(help="A cache, all splits of which are searched (default: the run's own).")] = None,
     topk: Annotated[int, typer.Option(min=1, help="How many clips.")] = 5,
     backbone: Annotated[str | None, typer.Option(help="Search with this frozen backbone, without a run.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="With --backbone: a tag, a weights file, or none.")] = None,

@@ -19,23 +19,23 @@ class Header(str, Enum):
 
 
 def train(
-    cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name [default: the newest cache].")] = None,
+    cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
     method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them.")] = "cross-modal",
-    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck [default: the method's].")] = None,
-    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension [default: the method's].")] = None,
-    header: Annotated[Header | None, typer.Option(help="Similarity header [default: the method's].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo [default: the cache's].")] = None,
+    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: the method's).")] = None,
+    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: the method's).")] = None,
+    header: Annotated[Header | None, typer.Option(help="Similarity header (default: the method's).")] = None,
+    backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="An open_clip tag, a weights file, or none for random weights [default: openai; demo has its own].")
+        str | None, typer.Option(help="An open_clip tag, a weights file, or none for random weights (default: openai; demo has its own).")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data [default: the data set's].")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of video and caption a step [default: the data set's].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: the method's].")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data (default: the data set's).")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of video and caption a step (default: the data set's).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: the data set's, else the method's).")] = None,
     train_frames: Annotated[
-        int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all [default: the data set's].")
+        int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all (default: the data set's).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder [default: runs/DATASET-METHOD-TIME].")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/DATASET-METHOD-TIME).")] = None,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
 ) -> None:

@@ -70,6 +70,22 @@ def test_cache_train_eval_search_work_one_after_another(call, demo_workspace):
     assert (demo_workspace / "page.html").read_text().startswith("<!doctype html>")
 
 
+def test_captions_are_shown_as_they_are(call, clips):
+    rows = [json.loads(line) for line in (clips / "captions.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["captions"] = ["[bold]a [/x] :smile: [1]"]
+    (clips / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call("cache", "folder", "--root", clips, "--frames", "2", "--size", "32")[0] == 0
+    code, out, err = call("search", "[/red] :smile:", "folder", "--backbone", "demo")
+    assert code == 0, err
+    assert "[bold]a [/x] :smile: [1]" in out
+    assert "[/red] :smile:" in out
+
+
+def test_help_shows_what_is_taken_by_default(call):
+    assert "(default: datasets/NAME)" in call("cache", "--help")[1]
+
+
 def test_search_without_a_run_says_that_the_backbone_is_frozen(call, demo_workspace):
     code, out, err = call("search", "rainbow")
     assert code == 0
