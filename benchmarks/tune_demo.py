@@ -3,7 +3,7 @@
     python benchmarks/tune_demo.py [--lr 1e-3 3e-3] [--epochs 5 8] [--folds 3]
 
 Each of the folds of 150 clips is held out once; test clips are never read. Prints the mean over folds after each epoch and
-appends to benchmarks/results/tune_demo.jsonl. About two minutes a setting on two cores.
+appends to benchmarks/results/tune_demo.jsonl. A few minutes a setting on two cores.
 """
 
 import argparse

@@ -43,47 +43,18 @@ def train(
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64
     """
+    from xmafast.cache import open_splits
     from xmafast.errors import unknown
     from xmafast.methods import METHODS
+    from xmafast.training import Metrics, Step
+    from xmafast.training import train as run_training
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     folder = cache_folder(cache, workspace)
-    trained = run_training(
-        folder,
-        workspace,
-        method=method,
-        header=header.value if header else None,
-        backbone=backbone,
-        pretrained=pretrained,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        train_frames=train_frames,
-        seed=seed,
-        out=out_folder,
-        options={key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},
-    )
-    if json:
-        print_json({"run": str(trained.folder), **trained.metrics})
-        return
-    m = trained.metrics
-    out.print(
-        metrics_table(f"Validation, best epoch {m['best_epoch']} (cut from train, never test)", [("adapted", m["validation"])], [1, 5, 10])
-    )
-    out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
-    out.print(f"Run: {trained.folder}")
-    out.print("Next: xmafast eval --topk 1 5 10")
-
-
-def run_training(folder, workspace, *, out, options, method, **settings):  # type: ignore[no-untyped-def]
-    """Train with a progress bar; explains a missing train split by the data set's own files."""
-    from xmafast.training import Metrics, Step, train, training_split
-
     explain_missing_train(folder)
-    train_cache, *_ = training_split(folder)
-    dataset = train_cache.attributes.get("dataset", folder.name)
-    run = out or new_run(workspace, dataset, method)
+    train_cache = open_splits(folder)["train"]
+    run = out_folder or new_run(workspace, str(train_cache.attributes.get("dataset", folder.name)), method)
     note(f"Training {method} on {train_cache.path} into {run}")
     with bar("training", "steps", notes=True) as update:
         last = ""
@@ -94,14 +65,36 @@ def run_training(folder, workspace, *, out, options, method, **settings):  # typ
                 last = f", val R@1 {validation['t2v']['R@1']:.1f}"
             update(step.step, step.steps, f"epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}{last}")
 
-        return train(folder, run, method=method, report=report, **settings, **options)
+        trained = run_training(
+            folder,
+            run,
+            method=method,
+            backbone=backbone,
+            pretrained=pretrained,
+            header=header.value if header else None,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            train_frames=train_frames,
+            seed=seed,
+            report=report,
+            **{key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},
+        )
+    if json:
+        print_json({"run": str(trained.folder), **trained.metrics})
+        return
+    m = trained.metrics
+    out.print(metrics_table(f"Validation, best epoch {m['best_epoch']} (no test clip is read)", [("adapted", m["validation"])], [1, 5, 10]))
+    out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
+    out.print(f"Run: {trained.folder}")
+    out.print("Next: xmafast eval --topk 1 5 10")
 
 
 def explain_missing_train(folder: Path) -> None:
     """Where a cache has no train split, raise the error that names the data set's missing file, or the command to run."""
     from xmafast.cache import open_splits
     from xmafast.datasets import DATASETS, load_split
-    from xmafast.errors import CacheError
+    from xmafast.errors import CacheError, XmafastError
 
     splits = open_splits(folder)
     if "train" in splits:
@@ -112,6 +105,6 @@ def explain_missing_train(folder: Path) -> None:
     if dataset in DATASETS and root and Path(root).is_dir():
         try:
             load_split(dataset, Path(root), "train")
-        except Exception as error:
+        except XmafastError as error:
             raise CacheError(f"{folder} has no train split yet. {error} Then run: {command}") from error
     raise CacheError(f"{folder} has no train split yet (it has: {', '.join(splits)}); make it with: {command}")

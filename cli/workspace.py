@@ -51,13 +51,10 @@ def run_cache(run: Path) -> Path:
 
 def frozen_backbone(cache: Path, name: str | None, pretrained: str | None) -> Backbone:
     """The backbone to use without a run: the one that was named, or the cache's default."""
-    from xmafast.backbone import load_backbone
+    from xmafast.backbone import backbone_for
     from xmafast.cache import open_splits
 
-    attributes = next(iter(open_splits(cache).values())).attributes
-    default = str(attributes["default_backbone"])
-    name = name or default
-    return load_backbone(name, pretrained or (str(attributes["default_pretrained"]) if name == default else "openai"))
+    return backbone_for(next(iter(open_splits(cache).values())).attributes, name, pretrained)
 
 
 def newest_runs(workspace: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +154,13 @@ def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
         preprocess |= {key: tag[key] for key in ("mean", "std") if tag.get(key)}
         clip = _download(name, pretrained, tag)
     return Backbone(name, pretrained, clip, open_clip.get_tokenizer(name), preprocess)
+
+
+def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrained: str | None = None) -> Backbone:
+    """The backbone that was named, or the default of a cache with these attributes; weights that were not named follow the name."""
+    default = str(attributes["default_backbone"])
+    name = name or default
+    return load_backbone(name, pretrained or (str(attributes["default_pretrained"]) if name == default else "openai"))
 
 
 def backbone_shape(name: str) -> Shape:

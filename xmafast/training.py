@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xmafast import __version__
-from xmafast.backbone import Backbone, load_backbone
+from xmafast.backbone import Backbone, backbone_for
 from xmafast.cache import FrameCache, open_splits
 from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
@@ -113,9 +113,7 @@ def train(
     train_cache, train_rows, val_cache, val_rows = training_split(cache)
     attributes = train_cache.attributes
     if not isinstance(backbone, Backbone):
-        name = backbone or str(attributes["default_backbone"])
-        default = attributes["default_pretrained"] if name == attributes["default_backbone"] else "openai"
-        backbone = load_backbone(name, pretrained or str(default))
+        backbone = backbone_for(attributes, backbone, pretrained)
     torch.manual_seed(seed)
     retriever = Retriever(backbone, method, header, words=words, **options).to(best_device())
     assert retriever.method is not None
