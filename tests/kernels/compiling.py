@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter is on, and kernels cannot be compiled under it", allow_module_level=True)
+pytest.importorskip("triton")
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one block may have
+CHIPS = tuple(SHARED_LIMIT)
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -47,3 +58,10 @@ def check(arch: int, built: Compiled, *, matrix: bool) -> None:
     assert built.shared <= SHARED_LIMIT[arch], f"{built.shared} bytes of shared memory"
     if matrix and arch == 90:
         assert "wgmma" in built.ptx
+
+
+def some_quick(cases: Iterable[tuple], quick: Iterable[tuple]) -> list:
+    """All cases, of which only ``quick`` run in plain pytest."""
+    cases, quick = list(cases), set(quick)
+    assert quick <= set(cases)
+    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]

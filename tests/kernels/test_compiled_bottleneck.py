@@ -1,28 +1,14 @@
-"""Every Triton kernel compiles for GPUs that are not there, at real sizes, without a spill and within their shared memory."""
+"""The adapter's kernels compile for GPUs that are not there, at real sizes, without a spill and within their shared memory."""
 
 import itertools
-import os
 
 import pytest
 import torch
-
-pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("the interpreter is on, and kernels cannot be compiled under it", allow_module_level=True)
-
-from compiling import check, compile_for
+from compiling import CHIPS, TYPES, check, compile_for, some_quick
 
 from xmafast.kernels.bottleneck import triton as bottleneck
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-CHIPS = (80, 90, 100)
-
-
-def some_quick(cases, quick):
-    """All cases, of which only ``quick`` run in plain pytest."""
-    return [case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
-
 
 ADAPTERS = [
     *itertools.product(CHIPS, (512, 768, 1024), (8, 64, 512), (torch.bfloat16,)),

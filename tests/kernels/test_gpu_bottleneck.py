@@ -1,20 +1,13 @@
-"""The kernels on a GPU: no further from float64 than twice eager's own error in the same dtype."""
+"""The adapter's kernels on a GPU: no further from float64 than twice eager's own error in the same dtype."""
 
 import pytest
 import torch
+from oracle import DTYPES, close_as_eager, gpu
 
 from xmafast.kernels import adapter
 from xmafast.kernels.bottleneck import reference
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-
-def close_as_eager(fused, eager, truth):
-    """The oracle of ml-cross-entropy and quack: the error of the fused form is at most twice that of eager, in the same dtype."""
-    error, allowed = (fused.double() - truth).abs().max(), 2 * (eager.double() - truth).abs().max() + 1e-6
-    assert fused.isfinite().all()
-    assert error <= allowed, f"error {error:.3g}, and eager's is {allowed / 2:.3g}"
+pytestmark = gpu
 
 
 def problem(m, d, r, s, dtype):
