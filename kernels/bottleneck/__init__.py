@@ -1,5 +1,6 @@
-"""The bottleneck adapter: down-projection, activation, own and shared up-projection, skip."""
+"""The bottleneck adapter: down-projection, activation, own and shared up-projection, skip; and the same with a LayerNorm behind it."""
 
+from xmafast.kernels.bottleneck.norm import adapter_norm
 from xmafast.kernels.bottleneck.op import adapter
 
-__all__ = ["adapter"]
+__all__ = ["adapter", "adapter_norm"]

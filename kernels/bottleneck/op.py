@@ -75,11 +75,15 @@ def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, ...]
     x, h, down, own, shared = ctx.saved_tensors
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     dx, dh = _backward(dy, h, down, own, shared, ctx.activation, ctx.scale, ctx.skip)
-    z = reference.ACTIVATIONS[ctx.activation](h)
-    d_up = ctx.scale * (dy.mT @ z)
-    d_bias = ctx.scale * dy.sum(0)
-    n = own.shape[0]
-    return dx, None if ctx.skip else dy, dh.mT @ x, dh.sum(0), d_up[:n], d_bias[:n], d_up[n:], d_bias[n:], None, None
+    weights = weight_gradients(dy, dh, x, h, own.shape[0], ctx.activation, ctx.scale)
+    return dx, None if ctx.skip else dy, *weights, None, None
+
+
+def weight_gradients(dy: Tensor, dh: Tensor, x: Tensor, h: Tensor, n: int, activation: str, scale: float) -> tuple[Tensor, ...]:
+    """The gradients of down, down_bias, own, own_bias, shared, shared_bias: plain products, of which own has the first n rows."""
+    d_up = scale * (dy.mT @ reference.ACTIVATIONS[activation](h))
+    d_bias = scale * dy.sum(0)
+    return dh.mT @ x, dh.sum(0), d_up[:n], d_bias[:n], d_up[n:], d_bias[n:]
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
@@ -105,26 +109,36 @@ def adapter(
     Adapter (arXiv 2211.09623), whose published sizes count the biases. Weights are (out, in), as in ``nn.Linear``.
     activation: quick_gelu, gelu, relu or none. impl: auto, eager or triton (``xmafast.kernels.dispatch``).
 
-    Raises ValueError for an unknown activation or impl, or for up-projections that do not fill D channels.
+    Raises ValueError for an unknown activation or impl, for up-projections that do not fill D channels, or for a residual
+    of another shape than x.
     """
     reference.check(x, up_weight, shared_weight, activation)
+    reference.check_shapes(x, residual=residual)
     if not use_triton(impl, x, down_weight, up_weight):
         return reference.adapter(
             x, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias, activation=activation, scale=scale, residual=residual
         )
 
+    y, _h = _forward(
+        _rows(x), None if residual is None else _rows(residual.to(x.dtype)),
+        *_weights(x, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias),
+        activation, float(scale),
+    )  # fmt: skip
+    return y.view(x.shape)
+
+
+def _weights(
+    x: Tensor, down: Tensor, down_bias: Tensor | None, own: Tensor, own_bias: Tensor | None,
+    shared: Tensor | None, shared_bias: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The six weights contiguous and in x's dtype; a bias that is not there is zero, a shared part that is not there has no rows."""
+
     def ready(weight: Tensor | None, *shape: int) -> Tensor:
         return x.new_zeros(shape) if weight is None else weight.to(x.dtype).contiguous()
 
-    d, r = x.shape[-1], down_weight.shape[0]
-    rows = _rows(x)
-    y, _h = _forward(
-        rows, None if residual is None else _rows(residual.to(x.dtype)),
-        ready(down_weight), ready(down_bias, r), ready(up_weight), ready(up_bias, up_weight.shape[0]),
-        ready(shared_weight, 0, r), ready(shared_bias, 0 if shared_weight is None else shared_weight.shape[0]),
-        activation, float(scale),
-    )  # fmt: skip
-    return y.view(*x.shape[:-1], d)
+    r = down.shape[0]
+    s = 0 if shared is None else shared.shape[0]
+    return ready(down), ready(down_bias, r), ready(own), ready(own_bias, own.shape[0]), ready(shared, s, r), ready(shared_bias, s)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -7,38 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HEADERS = ("mean", "text-conditioned")
+EPS = 1e-12  # below which F.normalize divides by a constant
 
 
-def similarity(
-    text: Tensor,  # (N, D)
-    frames: Tensor,  # (M, F, D)
-    mask: Tensor,  # (M, F), true where the frame is real
-    *,
-    header: str = "text-conditioned",
-    temperature: float = 5.0,
-) -> Tensor:  # (N, M)
-    """Cosines between N texts and M videos under a header. Embeddings are un-normalised. Raises ValueError for an unknown header."""
-    if header == "mean":
-        return mean_similarity(text, frames, mask)
-    if header == "text-conditioned":
-        return text_conditioned_similarity(text, frames, mask, temperature=temperature)
-    raise ValueError(f"unknown header {header!r}; known: {', '.join(HEADERS)}")
+def known(header: str) -> str:
+    """The header's name; raises ValueError for an unknown one."""
+    if header not in HEADERS:
+        raise ValueError(f"unknown header {header!r}; known: {', '.join(HEADERS)}")
+    return header
 
 
-def mean_similarity(text: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-    """CLIP4Clip's parameter-free header: normalise frames, masked mean, normalise, cosine. (N, D), (M, F, D), (M, F) -> (N, M)."""
+def pool(frames: Tensor, mask: Tensor) -> Tensor:
+    """(M, F, D), (M, F) -> unit vectors (M, D), zero for a video without real frames."""
     real = mask.bool()[..., None]
-    pooled = F.normalize(frames, dim=-1).masked_fill(~real, 0).sum(1)  # the mean's divisor cancels in the normalisation
-    return F.normalize(text, dim=-1) @ F.normalize(pooled, dim=-1).T
+    pooled = F.normalize(frames.masked_fill(~real, 0), dim=-1, eps=EPS).sum(1)  # the mean's divisor cancels in the normalisation
+    return F.normalize(pooled, dim=-1, eps=EPS)
 
 
 def text_conditioned_similarity(text: Tensor, frames: Tensor, mask: Tensor, *, temperature: float = 5.0) -> Tensor:
-    """The header of the Cross-Modal Adapter (arXiv 2211.09623, section 3.3): (N, D), (M, F, D), (M, F) -> (N, M).
-
-    ``a_j = <t, f_j>``, ``w = softmax_j(a_j / temperature)``, ``score = cos(t, sum_j w_j f_j)``. The pooled vector depends on
-    the text, but it need not be formed: ``<t, sum_j w_j f_j> = w'a`` and ``|sum_j w_j f_j|^2 = w'Gw`` with the Gram matrix G
-    of the video's frames, so the largest tensor is (N, M, F) and not (N, M, D). A video without real frames scores 0.
-    """
+    """The Gram identity in one piece: (N, D), (M, F, D), (M, F) -> (N, M), with (N, M, F) in memory. Differentiable."""
     real = mask.bool()
     frames = frames.masked_fill(~real[..., None], 0)
     n, (m, f, d) = text.shape[0], frames.shape

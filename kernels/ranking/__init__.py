@@ -1,5 +1,6 @@
-"""Ranks and top-k, without sorting where a count is enough."""
+"""Who scores above whom: ranks of positives, and the k best."""
 
-from xmafast.kernels.ranking.reference import ranks_of_scores, topk, topk_of_scores
+from xmafast.kernels.ranking.op import ranks, ranks_both, score_positives, topk
+from xmafast.kernels.ranking.reference import ranks_of_scores, topk_of_scores
 
-__all__ = ["ranks_of_scores", "topk", "topk_of_scores"]
+__all__ = ["ranks", "ranks_both", "ranks_of_scores", "score_positives", "topk", "topk_of_scores"]
