@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xmafast.cli.options import JSON, TOPK, WORKSPACE
+from xmafast.cli.options import IMPL, JSON, TOPK, WORKSPACE, Impl
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, frozen_backbone, run_cache, run_folder
 
@@ -21,6 +21,7 @@ def evaluate(
     pretrained: Annotated[str | None, typer.Option(help="With --zero-shot: a tag, a weights file, or none.")] = None,
     similarity: Annotated[Path | None, typer.Option(help="Metrics of a square .npy matrix, texts by videos; no model.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resample the queries N times for 95 % intervals.")] = 0,
+    impl: IMPL = Impl.auto,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
 ) -> None:
@@ -34,14 +35,14 @@ def evaluate(
         rows = [(similarity.name, result)]
         title = f"{similarity}, {result['queries']} texts x {result['candidates']} videos"
     elif zero_shot:
-        result, title = zero_shot_metrics(cache or run, workspace, topk, bootstrap, backbone, pretrained)
+        result, title = zero_shot_metrics(cache or run, workspace, topk, bootstrap, backbone, pretrained, impl.value)
         rows = [("zero-shot", result)]
     else:
         from xmafast.errors import UsageError
 
         if backbone or pretrained:
             raise UsageError("--backbone and --pretrained go with --zero-shot; a run brings its own backbone.")
-        result, title = run_metrics(run_folder(run, workspace), cache, workspace, topk, bootstrap)
+        result, title = run_metrics(run_folder(run, workspace), cache, workspace, topk, bootstrap, impl.value)
         rows = [("zero-shot", result["zero_shot"]), ("adapted", result)]
     if json:
         print_json(result)
@@ -88,28 +89,31 @@ def evaluation_cache(folder: Path) -> Any:
 
 
 def zero_shot_metrics(
-    named: Path | None, workspace: Path, topk: list[int], samples: int, backbone: str | None, pretrained: str | None
+    named: Path | None, workspace: Path, topk: list[int], samples: int, backbone: str | None, pretrained: str | None, impl: str
 ) -> tuple[dict[str, Any], str]:
     from xmafast.evaluation import evaluate
     from xmafast.retriever import Retriever, best_device
 
     cache = evaluation_cache(cache_folder(named, workspace))
-    retriever = Retriever(frozen_backbone(cache.path, backbone, pretrained), None).to(best_device())
+    retriever = Retriever(frozen_backbone(cache.path, backbone, pretrained), None, impl=impl).to(best_device())
     announce(cache, retriever)
     with bar("zero-shot", "videos") as update:
         result = evaluate(retriever, cache, topk=topk, bootstrap_samples=samples, store=cache.path.parent / "embeddings", progress=update)
     return result, f"Zero-shot {retriever.backbone.name} on {cache.label}, {sizes(result)}"
 
 
-def run_metrics(run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int) -> tuple[dict[str, Any], str]:
+def run_metrics(
+    run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int, impl: str
+) -> tuple[dict[str, Any], str]:
     """A run's metrics, with the frozen model's under the same header as ``zero_shot``."""
     from xmafast.evaluation import evaluate
     from xmafast.retriever import Retriever, best_device, load
 
     retriever = load(run).to(best_device())
+    retriever.impl = impl
     cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else run_cache(run))
     announce(cache, retriever, run)
-    frozen = Retriever(retriever.backbone, None, retriever.header, words=retriever.words, temperature=retriever.temperature)
+    frozen = Retriever(retriever.backbone, None, retriever.header, words=retriever.words, temperature=retriever.temperature, impl=impl)
     results = []
     for label, model, store in (("zero-shot", frozen, cache.path.parent / "embeddings"), ("adapted", retriever, run / "embeddings")):
         with bar(label, "videos") as update:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,15 @@ JSON = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdo
 WORKSPACE = Annotated[
     Path, typer.Option("--workspace", envvar="XMAFAST_WORKSPACE", help="The folder that holds caches/, runs/ and datasets/.")
 ]
+
+
+class Impl(str, Enum):
+    auto = "auto"
+    eager = "eager"
+    triton = "triton"
+
+
+IMPL = Annotated[Impl, typer.Option(help="Kernels: auto takes Triton where it was measured to be no slower, eager switches it off.")]
 TOPK = Annotated[list[int], typer.Option("--topk", min=1, help="The K of R@K, one or several: --topk 1 5 10.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xmafast.cli.options import JSON, WORKSPACE
+from xmafast.cli.options import IMPL, JSON, WORKSPACE, Impl
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, new_run
 
@@ -35,6 +35,7 @@ def train(
         int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all (default: the data set's).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
+    impl: IMPL = Impl.auto,
     out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/DATASET-METHOD-TIME).")] = None,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
@@ -77,6 +78,7 @@ def train(
             lr=lr,
             train_frames=train_frames,
             seed=seed,
+            impl=impl.value,
             report=report,
             **{key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},
         )

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from xmafast.blocks import Places, causal_mask, run_blocks
 from xmafast.errors import BackboneError, UsageError, unknown
+from xmafast.kernels import patches
+from xmafast.kernels.dispatch import use_triton
 
 DEMO = Path(__file__).parent / "demo" / "backbone"
 PlacesOf = Callable[[int], Places]
@@ -75,8 +77,29 @@ class Backbone(nn.Module):
 
         Without ``places`` equal to open_clip's ``encode_image`` to the bit.
         """
+        return self._encode_tokens(self.clip.visual._embeds(images), places)
+
+    def encode_frames(self, frames: Tensor, places: PlacesOf | None = None, *, impl: str = "auto") -> Tensor:
+        """Frames uint8 (B, H, W, 3) of any size -> un-normalised embeddings (B, D).
+
+        Where the kernel runs, and the frames have the backbone's size, bytes become the first convolution's patches in one
+        pass, and the convolution a product; else it is ``encode_image`` of ``normalise``.
+        """
         visual = self.clip.visual
-        x = run_blocks(visual.transformer.resblocks, visual._embeds(images), None, places)
+        if frames.shape[1:3] != (self.image_size, self.image_size) or not use_triton(impl, frames):
+            return self.encode_image(self.normalise(frames), places)
+        kind, weight = frames.device.type, visual.conv1.weight
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        x = patches(frames, visual.patch_size[0], self.mean, self.std, dtype=dtype, impl=impl)
+        x = nn.functional.linear(x, weight.flatten(1))
+        # from here on what open_clip's _embeds does after its convolution
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        return self._encode_tokens(visual.ln_pre(visual.patch_dropout(x)), places)
+
+    def _encode_tokens(self, x: Tensor, places: PlacesOf | None) -> Tensor:
+        visual = self.clip.visual
+        x = run_blocks(visual.transformer.resblocks, x, None, places)
         pooled, _ = visual._pool(x)
         return pooled if visual.proj is None else pooled @ visual.proj
 

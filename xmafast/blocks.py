@@ -18,6 +18,17 @@ from torch import Tensor, nn
 Map = Callable[[Tensor], Tensor]
 
 
+class MapThenNorm:
+    """A map that can also do, in one pass, the residual add and the LayerNorm that follow it."""
+
+    def __call__(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def add_norm(self, y: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+        """``x + self(y)``, and the LayerNorm ``norm`` of it."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Places:
     """What a method puts into one block. Tensors are (B, T, D): B frames or captions of T tokens, width D.
@@ -28,6 +39,8 @@ class Places:
     parallel_mlp:    the residual stream that enters LayerNorm and MLP -> what is added to the MLP's output
     after_mlp:       the MLP's output, before its residual add -> the same shape
     after:           tokens leaving the block -> tokens
+
+    after_attention and after_mlp may be a ``MapThenNorm``.
     """
 
     before: Map | None = None
@@ -41,33 +54,45 @@ class Places:
 EMPTY = Places()
 
 
-def clip_block(block: Any, x: Tensor, mask: Tensor | None, places: Places = EMPTY) -> Tensor:
-    """One block of open_clip's own transformers: (B, T, D) -> (B, T, D)."""
-    if places.before is not None:
-        x = places.before(x)
+def clip_block(
+    block: Any, x: Tensor, mask: Tensor | None, places: Places = EMPTY, h: Tensor | None = None, following: Any = None
+) -> tuple[Tensor, Tensor | None]:
+    """One block of open_clip's own transformers: (B, T, D) -> (B, T, D).
 
-    h = block.ln_1(x)
+    h: ``ln_1(x)`` where the block before has it already. following: the LayerNorm that reads this block's output next; the
+    second result is what it gives, where a place came by it on the way.
+    """
+    if places.before is not None:
+        x, h = places.before(x), None
+
+    if h is None:
+        h = block.ln_1(x)
     if places.qkv is not None:
         y = _attention_from_qkv(block, h, mask, places.qkv)
     elif isinstance(block, CustomResidualAttentionBlock):
         y = block.ln_attn(block.attn(h, attn_mask=mask))
     else:
         y = block.attention(h, attn_mask=mask)
-    y = block.ls_1(y)
-    if places.after_attention is not None:
-        y = places.after_attention(y)
-    x = x + y
+    x, h = _add(x, block.ls_1(y), places.after_attention, block.ln_2)
 
-    y = block.ls_2(block.mlp(block.ln_2(x)))
-    if places.after_mlp is not None:
-        y = places.after_mlp(y)
+    y = block.ls_2(block.mlp(h))
     if places.parallel_mlp is not None:
-        y = y + places.parallel_mlp(x)
-    x = x + y
+        y = places.after_mlp(y) if places.after_mlp is not None else y
+        x, h = x + (y + places.parallel_mlp(x)), None
+    else:
+        x, h = _add(x, y, places.after_mlp, following)
 
     if places.after is not None:
-        x = places.after(x)
-    return x
+        x, h = places.after(x), None
+    return x, h
+
+
+def _add(x: Tensor, y: Tensor, place: Map | None, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """The residual add of a sublayer's output y, through its place, and the LayerNorm that reads it (None: not known)."""
+    if isinstance(place, MapThenNorm) and norm is not None:
+        return place.add_norm(y, x, norm)
+    x = x + (y if place is None else place(y))
+    return x, None if norm is None else norm(x)
 
 
 def _attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -84,8 +109,11 @@ def _attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Call
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, mask: Tensor | None, places: Callable[[int], Places] | None) -> Tensor:
     """All blocks of one encoder; ``places(i)`` is what the method puts into block i."""
-    for i, block in enumerate(blocks):
-        x = clip_block(block, x, mask, EMPTY if places is None else places(i))
+    at = [EMPTY if places is None else places(i) for i in range(len(blocks))]
+    following = [block.ln_1 if isinstance(p.after_mlp, MapThenNorm) else None for block, p in zip(blocks[1:], at, strict=False)]
+    h = None
+    for block, place, norm in zip(blocks, at, [*following, None], strict=True):
+        x, h = clip_block(block, x, mask, place, h, norm)
     return x
 
 

@@ -14,11 +14,9 @@ from torch import Tensor
 from xmafast.cache import FrameCache, Status
 from xmafast.embeddings import Progress, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError, DataError
-from xmafast.kernels import ranks_of_scores
+from xmafast.kernels import ranks_both_over_frames, ranks_of_scores
 from xmafast.metrics import bootstrap, metrics_of, rank_of
 from xmafast.retriever import Retriever
-
-TEXTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -37,22 +35,13 @@ def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, 
     """Ranks from embeddings: text (N, D), frames (M, F, D), mask (M, F), video_of (N,) the video of each text.
 
     Text to video, every text is a query. Video to text, a video's score for another video's captions, and for its own, is
-    the best of them, as CLIP4Clip scores several captions a video. Texts go in tiles: the largest tensor is (512, M, F),
-    beside an (M, M) matrix for the second direction.
+    the best of them, as CLIP4Clip scores several captions a video; a video without captions is no query.
     """
-    n, m = len(text), len(frames)
-    greater, ties = [], []
-    best = text.new_full((m, m), -torch.inf)  # [video whose captions, video]
-    for start in range(0, n, TEXTS_AT_ONCE):
-        own = video_of[start : start + TEXTS_AT_ONCE]
-        scores = retriever.similarity(text[start : start + TEXTS_AT_ONCE], frames, mask)
-        g, t = ranks_of_scores(scores, own)
-        greater.append(g)
-        ties.append(t)
-        best.scatter_reduce_(0, own[:, None].expand(-1, m), scores, "amax")
+    t2v, v2t = ranks_both_over_frames(
+        text, frames, mask, video_of, header=retriever.header, temperature=retriever.temperature, impl=retriever.impl
+    )
     captioned = video_of.unique()
-    g2, t2 = ranks_of_scores(best[captioned].T[captioned], torch.arange(len(captioned), device=best.device))
-    return Ranks(_ranks(torch.cat(greater), torch.cat(ties)), _ranks(g2, t2))
+    return Ranks(_ranks(*t2v), _ranks(v2t[0][captioned], v2t[1][captioned]))
 
 
 def rank_matrix(similarity: np.ndarray) -> Ranks:

@@ -17,6 +17,7 @@ from xmafast.backbone import Backbone, load_backbone
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.files import write_atomically
 from xmafast.kernels import similarity
+from xmafast.kernels.dispatch import IMPLEMENTATIONS
 from xmafast.kernels.pooling import HEADERS
 from xmafast.methods import Method, build_method
 from xmafast.methods.base import Context
@@ -30,8 +31,9 @@ class Retriever(nn.Module):
     method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
         model alone. header: ``mean`` or ``text-conditioned``; None takes the method's own, ``text-conditioned`` without one.
     words: the most tokens of a caption, the published recipes' 32. temperature: the header's, on un-normalised embeddings.
+    impl: which kernels run, ``auto``, ``eager`` or ``triton`` (``xmafast.kernels``); an attribute, free to change.
 
-    Raises UsageError for an unknown method, option or header.
+    Raises UsageError for an unknown method, option, header or impl.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Retriever(nn.Module):
         *,
         words: int = 32,
         temperature: float = 5.0,
+        impl: str = "auto",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -50,6 +53,9 @@ class Retriever(nn.Module):
         self.header = header or (self.method.default_header if self.method else "text-conditioned")
         if self.header not in HEADERS:
             raise unknown("header", self.header, HEADERS)
+        if impl not in IMPLEMENTATIONS:
+            raise unknown("impl", impl, IMPLEMENTATIONS)
+        self.impl = impl
         self.words = min(words, backbone.context_length)
         self.temperature = temperature
         self.enabled = True  # False switches the method off: the features are the frozen model's, to the bit
@@ -71,23 +77,25 @@ class Retriever(nn.Module):
         """
         b, f = frames.shape[:2]
         flat = frames.flatten(0, 1).to(self.device)
-        images = self.backbone.normalise(flat) if frames.dtype == torch.uint8 else flat
-        context = Context(f, None if mask is None else mask.bool().to(self.device))
+        context = Context(f, None if mask is None else mask.bool().to(self.device), self.impl)
         method = self.method if self.enabled else None
         places = None if method is None else lambda block: method.vision_places(block, context)
-        return self.backbone.encode_image(images, places).view(b, f, -1)
+        if frames.dtype == torch.uint8:
+            return self.backbone.encode_frames(flat, places, impl=self.impl).view(b, f, -1)
+        return self.backbone.encode_image(flat, places).view(b, f, -1)
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
         tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words)
         method = self.method if self.enabled else None
-        places = None if method is None else lambda block: method.text_places(block, Context())
+        context = Context(impl=self.impl)
+        places = None if method is None else lambda block: method.text_places(block, context)
         return self.backbone.encode_text(tokens.to(self.device), places)
 
     def similarity(self, text: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cosines (N, M) of text embeddings (N, D) and frame embeddings (M, F, D) under the header; mask (M, F)."""
         mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask.to(frames.device)
-        return similarity(text, frames, mask, header=self.header, temperature=self.temperature)
+        return similarity(text, frames, mask, header=self.header, temperature=self.temperature, impl=self.impl)
 
     def forward(self, texts: Sequence[str] | Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Captions and frames -> cosines (N, M)."""

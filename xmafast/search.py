@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from xmafast.cache import FrameCache
 from xmafast.embeddings import embed_texts, stored_embeddings
 from xmafast.errors import CacheError, UsageError
-from xmafast.kernels import frame_weights
-from xmafast.kernels.ranking import topk_of_scores
+from xmafast.kernels import frame_weights, topk_over_frames
 from xmafast.retriever import Retriever
 
 
@@ -69,17 +69,22 @@ def search(
     where = [(cache, int(row)) for cache in caches for row in cache.rows]
     if not where:
         raise CacheError(f"{caches[0].path.parent if caches else 'The cache'} holds no decoded video to search in.")
-    text = embed_texts(retriever, [query]).cpu()
-    scores = torch.cat([retriever.similarity(text, frames.cpu(), mask.cpu())[0] for frames, mask in parts])
-    best, order = topk_of_scores(scores[None], topk)
-    starts = np.cumsum([0, *(len(cache.rows) for cache in caches)])
-    hits = []
-    for rank, (score, index) in enumerate(zip(best[0].tolist(), order[0].tolist(), strict=True), 1):
-        part = int(np.searchsorted(starts, index, side="right")) - 1
-        frames, mask = (t[index - starts[part]].cpu() for t in parts[part])
-        cache, row = where[index]
-        hits.append(_hit(rank, score, cache, row, text, frames, mask, retriever.temperature))
-    return hits
+    text = embed_texts(retriever, [query]).to(retriever.device)
+    frames, mask = _joined(parts, retriever.device)
+    best, order = topk_over_frames(
+        text, frames, mask, topk, header=retriever.header, temperature=retriever.temperature, impl=retriever.impl
+    )
+    return [
+        _hit(rank, score, *where[index], text, frames[index], mask[index], retriever.temperature)
+        for rank, (score, index) in enumerate(zip(best[0].tolist(), order[0].tolist(), strict=True), 1)
+    ]
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The embeddings of several caches as one; those of fewer frames get padding."""
+    most = max(mask.shape[1] for _, mask in parts)
+    padded = [(pad(frames, (0, 0, 0, most - frames.shape[1])), pad(mask, (0, most - mask.shape[1]))) for frames, mask in parts]
+    return torch.cat([f.to(device) for f, _ in padded]), torch.cat([m.to(device) for _, m in padded])
 
 
 def _hit(rank: int, score: float, cache: FrameCache, row: int, text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Hit:

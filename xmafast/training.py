@@ -23,7 +23,7 @@ from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
 from xmafast.files import write_atomically
-from xmafast.kernels import info_nce_from_scores
+from xmafast.losses import contrastive_loss
 from xmafast.retriever import Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
@@ -94,6 +94,7 @@ def train(
     lr: float | None = None,
     train_frames: int | None = None,
     seed: int = 0,
+    impl: str = "auto",
     report: Callable[[Step, Metrics | None], None] | None = None,
     **options: Any,
 ) -> Trained:
@@ -101,7 +102,8 @@ def train(
 
     cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not
     exist or be empty. backbone: one in memory or a name; None takes the cache's default. epochs, batch_size, lr, train_frames: None takes
-    the data set's and the method's defaults. options: the method's, as ``bottleneck=8, shared=16``.
+    the data set's and the method's defaults. impl: which kernels run, ``auto``, ``eager`` or ``triton``. options: the method's,
+    as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -115,7 +117,7 @@ def train(
     if not isinstance(backbone, Backbone):
         backbone = backbone_for(attributes, backbone, pretrained)
     torch.manual_seed(seed)
-    retriever = Retriever(backbone, method, header, words=words, **options).to(best_device())
+    retriever = Retriever(backbone, method, header, words=words, impl=impl, **options).to(best_device())
     assert retriever.method is not None
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
@@ -137,6 +139,7 @@ def train(
             "validation_videos": len(val_rows),
             "validation": "the cache's val split" if val_cache is not train_cache else "cut from train",
             "recipe": asdict(recipe),
+            "impl": impl,
             **retriever.config(),
         },
     )
@@ -265,7 +268,7 @@ def _epoch_batches(
 
 
 def _loss(retriever: Retriever, cache: FrameCache, batch: Batch, train_frames: int, generator: np.random.Generator) -> Tensor:
-    """Symmetric InfoNCE over a batch; other captions of a video in the batch are no negatives."""
+    """The loss of a batch, its frames drawn."""
     rows = np.array([row for row, _ in batch])
     frames, mask = cache.read(rows)
     if 0 < train_frames < frames.shape[1]:
@@ -275,9 +278,7 @@ def _loss(retriever: Retriever, cache: FrameCache, batch: Batch, train_frames: i
     with autocast(retriever.device):
         video = retriever.encode_frames(frames, mask)
         text = retriever.encode_text(texts)
-    scores = retriever.similarity(text.float(), video.float(), mask)
-    groups = torch.from_numpy(rows).to(scores.device)
-    return info_nce_from_scores(scores, retriever.backbone.logit_scale, group_ids=(groups, groups))
+    return contrastive_loss(retriever, text.float(), video.float(), mask, torch.from_numpy(rows).to(text.device))
 
 
 def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:

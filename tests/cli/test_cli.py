@@ -56,6 +56,8 @@ def test_cache_train_eval_search_work_one_after_another(call, demo_workspace):
     assert (result["queries"], result["candidates"]) == (12, 12)
     assert set(result["zero_shot"]) == {"t2v", "v2t"}
     assert "runs/demo-cross-modal-" in err
+    for impl in ("eager", "triton"):
+        assert json.loads(call("eval", "--impl", impl, "--json")[1])["t2v"].items() >= {k: result["t2v"][k] for k in ("R@1", "MdR")}.items()
 
     code, out, _ = call("eval", "--topk", "1", "3", "--bootstrap", "100")
     assert code == 0
@@ -227,7 +229,9 @@ def test_a_cache_that_is_not_hdf5(call, tmp_path):
         assert "test.h5 is not an HDF5 file" in one_sentence(err)
 
 
-@pytest.mark.parametrize("arguments", [["train", "--mehtod", "x"], ["cahce", "demo"], ["train", "--epochs", "many"], ["cache"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "--mehtod", "x"], ["cahce", "demo"], ["train", "--epochs", "many"], ["train", "--impl", "cuda"], ["cache"]]
+)
 def test_wrong_usage_ends_with_two(call, arguments):
     code, out, err = call(*arguments)
     assert code == 2

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.errors import UsageError
+from xmafast.evaluation import rank_both
+from xmafast.losses import contrastive_loss
 from xmafast.methods import METHODS, build_method, pair_blocks
 from xmafast.retriever import Retriever, load
 
@@ -59,6 +62,34 @@ def test_only_the_methods_parameters_get_gradients(backbone, method):
     model(CAPTIONS, frames(backbone)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.method.parameters())
     assert all(p.grad is None for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("header", ["mean", "text-conditioned"])
+@pytest.mark.parametrize("method", METHODS)
+def test_kernels_and_eager_agree_in_loss_and_gradient(backbone, method, header):
+    """On the CPU ``triton`` runs the registered ops' CPU kernels: the same calls, the same places."""
+    model, x, groups = retriever(backbone, method, header=header), frames(backbone), torch.tensor([0, 1, 1])
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    results = []
+    for model.impl in ("eager", "triton"):
+        model.zero_grad()
+        loss = contrastive_loss(model, model.encode_text(CAPTIONS), model.encode_frames(x, mask), mask, groups)
+        loss.backward()
+        results.append((loss.detach(), [p.grad.clone() for p in model.method.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("header", "op"), [("mean", "info_nce_forward"), ("text-conditioned", "text_conditioned")])
+def test_a_step_and_an_evaluation_call_the_registered_ops(demo_backbone, header, op):
+    model, x, mask = retriever(demo_backbone, header=header, impl="triton"), frames(demo_backbone), torch.ones(3, 2)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        text, video = model.encode_text(CAPTIONS), model.encode_frames(x, mask)
+        contrastive_loss(model, text, video, mask, torch.arange(3)).backward()
+        rank_both(model, text.detach(), video.detach(), mask, torch.arange(3))
+    called = {event.key for event in seen.key_averages()}
+    counting = "count_above" if header == "mean" else "text_conditioned_count"
+    expected = {"patches", "adapter_forward", "adapter_norm_forward", "adapter_norm_backward", op, counting}
+    assert {f"xmafast::{name}" for name in expected} <= called
 
 
 def test_a_shared_parameter_gets_the_sum_of_both_encoders_gradients(vit_b32):

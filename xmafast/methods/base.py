@@ -15,13 +15,15 @@ from xmafast.errors import UsageError
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know of the batch that passes: how its B images group into videos.
+    """What a method may know of the batch that passes: how its B images group into videos, and which kernels are wanted.
 
     frames: F, the frames of each video (1 for single images and for text); mask: (B // F, F) bool, true where a frame is real.
+    impl: auto, eager or triton, to be handed to ``xmafast.kernels``.
     """
 
     frames: int = 1
     mask: Tensor | None = None
+    impl: str = "auto"
 
 
 class Method(nn.Module):

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from xmafast.backbone import Shape
-from xmafast.blocks import Places
+from xmafast.blocks import MapThenNorm, Places
 from xmafast.errors import UsageError
-from xmafast.kernels import adapter
+from xmafast.kernels import adapter, adapter_norm
 from xmafast.methods.base import Context, Method, pair_blocks
 
 SITES = ("attention", "mlp")
@@ -47,9 +47,20 @@ class Adapter(nn.Module):
         self.up_weight = nn.Parameter(torch.randn(width - shared, bottleneck) * INIT_STD)
         self.up_bias = nn.Parameter(torch.zeros(width - shared))
 
-    def forward(self, y: Tensor, shared: Up | None) -> Tensor:
-        shared_weight, shared_bias = (None, None) if shared is None else (shared.weight, shared.bias)
-        return adapter(y, self.down_weight, self.down_bias, self.up_weight, self.up_bias, shared_weight, shared_bias)
+
+class Site(MapThenNorm):
+    """An adapter at its place in a block, own and shared part together."""
+
+    def __init__(self, own: Adapter, shared: Up | None, impl: str) -> None:
+        shared_part = (None, None) if shared is None else (shared.weight, shared.bias)
+        self.weights = (own.down_weight, own.down_bias, own.up_weight, own.up_bias, *shared_part)
+        self.impl = impl
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return adapter(y, *self.weights, impl=self.impl)
+
+    def add_norm(self, y: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+        return adapter_norm(y, x, norm.weight, norm.bias, *self.weights, eps=norm.eps, impl=self.impl)
 
 
 class CrossModalAdapter(Method):
@@ -90,16 +101,12 @@ class CrossModalAdapter(Method):
         return {"bottleneck": self.bottleneck, "shared": self.shared_width}
 
     def vision_places(self, block: int, context: Context) -> Places:
-        return self._places(self.vision[block], self._vision_pair.get(block))
+        return self._places(self.vision[block], self._vision_pair.get(block), context.impl)
 
     def text_places(self, block: int, context: Context) -> Places:
-        return self._places(self.text[block], self._text_pair.get(block))
+        return self._places(self.text[block], self._text_pair.get(block), context.impl)
 
-    def _places(self, own: Any, pair: int | None) -> Places:
-        shared_pairs: Any = self.shared
-
-        def at(site: str) -> Any:
-            shared = None if pair is None else shared_pairs[pair][site]
-            return lambda y: own[site](y, shared)
-
-        return Places(after_attention=at("attention"), after_mlp=at("mlp"))
+    def _places(self, own: Any, pair: int | None, impl: str) -> Places:
+        shared: Any = dict.fromkeys(SITES) if pair is None else self.shared[pair]
+        at = {site: Site(own[site], shared[site], impl) for site in SITES}
+        return Places(after_attention=at["attention"], after_mlp=at["mlp"])
