@@ -74,10 +74,11 @@ def search(
     best, order = topk_over_frames(
         text, frames, mask, topk, header=retriever.header, temperature=retriever.temperature, impl=retriever.impl
     )
-    return [
-        _hit(rank, score, *where[index], text, frames[index], mask[index], retriever.temperature)
-        for rank, (score, index) in enumerate(zip(best[0].tolist(), order[0].tolist(), strict=True), 1)
-    ]
+    hits = []
+    for rank, (score, index) in enumerate(zip(best[0].tolist(), order[0].tolist(), strict=True), 1):
+        cache, row = where[index]
+        hits.append(_hit(rank, score, cache, row, text, frames[index], mask[index], retriever.temperature))
+    return hits
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:

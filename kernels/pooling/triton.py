@@ -246,8 +246,7 @@ def score_ranks(
     n, (m, f, d) = len(text), frames.shape
     both = len(bands) == 4
     low_n, high_n, low_m, high_m = bands if both else (*bands, *bands)
-    made = {"device": text.device, "dtype": torch.int32}
-    above_n, above_m, found = torch.zeros(n, **made), torch.zeros(m if both else 1, **made), torch.zeros(1, **made)
+    above_n, above_m, found = (torch.zeros(size, dtype=torch.int32, device=text.device) for size in (n, m if both else 1, 1))
     near = torch.empty(capacity, dtype=torch.int64, device=text.device)
     tile = blocks(f, text.dtype, _chip(text))
     if n and m:

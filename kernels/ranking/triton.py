@@ -159,8 +159,7 @@ def count_above(
     both = len(bands) == 4
     tile = blocks(queries.dtype, both=both, sets=order is not None)
     low_n, high_n, low_m, high_m = bands if len(bands) == 4 else (*bands, *bands)
-    made = {"device": queries.device, "dtype": torch.int32}
-    above_n, above_m, found = torch.zeros(n, **made), torch.zeros(m if both else 1, **made), torch.zeros(1, **made)
+    above_n, above_m, found = (torch.zeros(size, dtype=torch.int32, device=queries.device) for size in (n, m if both else 1, 1))
     near = torch.empty(capacity, dtype=torch.int64, device=queries.device)
     rows = n if order is None else len(order)
     if n and m:
