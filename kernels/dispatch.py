@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 IMPLEMENTATIONS = ("auto", "eager", "triton")
@@ -27,3 +32,9 @@ def use_triton(impl: str, *tensors: Tensor, measured: bool = False) -> bool:
             raise ValueError(f"impl='triton' needs every tensor on one CUDA device, not on {', '.join(sorted(kinds))}; use impl='eager'")
         return True
     return impl == "auto" and measured and HAS_TRITON and kinds == {"cuda"}
+
+
+def launch(function: Callable[..., T], first: Tensor, *others: Any) -> T:
+    """Call what launches a kernel with its tensors' GPU as the current one, on which Triton would otherwise not launch."""
+    with torch.cuda.device_of(first):
+        return function(first, *others)

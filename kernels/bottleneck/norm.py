@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmafast.kernels.bottleneck import op, reference
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 
 
 @torch.library.custom_op("xmafast::adapter_norm_forward", mutates_args=(), device_types="cuda")
@@ -20,7 +20,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     from xmafast.kernels.bottleneck import triton
 
-    return triton.adapter_norm_forward(
+    return launch(
+        triton.adapter_norm_forward,
         x, x if residual is None else residual, stream, norm_weight, norm_bias, down, down_bias, own, own_bias, shared, shared_bias,
         activation, scale, eps, _promoted(x, residual, stream),
     )  # fmt: skip
@@ -59,8 +60,21 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from xmafast.kernels.bottleneck import triton
 
-    return triton.adapter_norm_backward(
-        d_stream_out, d_normed, stream_out, mean, rstd, norm_weight, h, down, own, shared, activation, scale, skip
+    return launch(
+        triton.adapter_norm_backward,
+        d_stream_out,
+        d_normed,
+        stream_out,
+        mean,
+        rstd,
+        norm_weight,
+        h,
+        down,
+        own,
+        shared,
+        activation,
+        scale,
+        skip,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xmafast.kernels.bottleneck import reference
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 
 
 @torch.library.custom_op("xmafast::adapter_forward", mutates_args=(), device_types="cuda")
@@ -19,7 +19,7 @@ def _forward(
     from xmafast.kernels.bottleneck import triton
 
     skip = x if residual is None else residual
-    return triton.adapter_forward(x, skip, down, down_bias, own, own_bias, shared, shared_bias, activation, scale)
+    return launch(triton.adapter_forward, x, skip, down, down_bias, own, own_bias, shared, shared_bias, activation, scale)
 
 
 @_forward.register_kernel("cpu")
@@ -46,7 +46,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     from xmafast.kernels.bottleneck import triton
 
-    return triton.adapter_backward(dy, h, down, own, shared, activation, scale, skip)
+    return launch(triton.adapter_backward, dy, h, down, own, shared, activation, scale, skip)
 
 
 @_backward.register_kernel("cpu")

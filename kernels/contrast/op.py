@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xmafast.kernels.contrast import chunked, reference
 from xmafast.kernels.contrast.reference import Groups, wide
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 
 
 @torch.library.custom_op("xmafast::info_nce_forward", mutates_args=(), device_types="cuda")
@@ -18,7 +18,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from xmafast.kernels.contrast import triton
 
-    return triton.forward(queries, candidates, scale, query_groups, candidate_groups, offset)
+    return launch(triton.forward, queries, candidates, scale, query_groups, candidate_groups, offset)
 
 
 @_forward.register_kernel("cpu")
@@ -44,8 +44,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from xmafast.kernels.contrast import triton
 
-    return triton.backward(
-        d_rows, d_columns, d_positives, queries, candidates, scale, rows, columns, query_groups, candidate_groups, offset
+    return launch(
+        triton.backward, d_rows, d_columns, d_positives, queries, candidates, scale, rows, columns, query_groups, candidate_groups, offset
     )
 
 

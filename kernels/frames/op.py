@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.frames import reference
 
 
@@ -15,7 +15,7 @@ from xmafast.kernels.frames import reference
 def _patches(frames: Tensor, patch: int, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     from xmafast.kernels.frames import triton
 
-    return triton.patches(frames, patch, mean, std, dtype)
+    return launch(triton.patches, frames, patch, mean, std, dtype)
 
 
 @_patches.register_kernel("cpu")

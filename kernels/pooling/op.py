@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.pooling import reference
 from xmafast.kernels.pooling.scores import TextConditioned, Videos, pooled, score
 from xmafast.kernels.ranking.op import indices, own_scores, rank_of_scores, settle, tile_order, topk_of
@@ -28,7 +28,7 @@ NEAR = 2**20  # pairs too close to call that a kernel may list, beside 8 for eac
 def _pool(frames: Tensor, mask: Tensor) -> Tensor:
     from xmafast.kernels.pooling import triton
 
-    return triton.pool(frames, mask)
+    return launch(triton.pool, frames, mask)
 
 
 @_pool.register_kernel("cpu")
@@ -46,7 +46,7 @@ def _(frames: Tensor, mask: Tensor) -> Tensor:
 def _pool_backward(frames: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
     from xmafast.kernels.pooling import triton
 
-    return triton.pool_backward(frames, mask, grad)
+    return launch(triton.pool_backward, frames, mask, grad)
 
 
 @_pool_backward.register_kernel("cpu")
@@ -86,7 +86,7 @@ _pool.register_autograd(_pool_gradients, setup_context=_pool_setup)
 def _score(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Tensor:
     from xmafast.kernels.pooling import triton
 
-    return triton.score(text, frames, mask, *_of_videos(text, frames, mask), temperature)
+    return launch(triton.score, text, frames, mask, *_of_videos(text, frames, mask), temperature)
 
 
 @_score.register_kernel("cpu")
@@ -111,7 +111,7 @@ def _score_backward(text: Tensor, frames: Tensor, mask: Tensor, temperature: flo
     gram, length = _of_videos(text, frames, mask)
 
     def pieces(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return triton.score_backward(text[rows], frames, mask, gram, length[rows], temperature, grad[rows])
+        return launch(triton.score_backward, text[rows], frames, mask, gram, length[rows], temperature, grad[rows])
 
     return _through_scores(text, frames, mask, pieces, max(1, CHUNK["cuda"] // max(1, frames.shape[0] * frames.shape[1])))
 
@@ -184,7 +184,7 @@ def _score_count(
 
     groups = None if query_groups is None or candidate_groups is None else (query_groups, candidate_groups)
     bands = (low_n, high_n) if low_m is None or high_m is None else (low_n, high_n, low_m, high_m)
-    return triton.score_ranks(text, frames, mask, *_of_videos(text, frames, mask), temperature, columns, groups, bands, capacity)
+    return launch(triton.score_ranks, text, frames, mask, *_of_videos(text, frames, mask), temperature, columns, groups, bands, capacity)
 
 
 @_score_count.register_kernel("cpu")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xmafast.kernels.dispatch import use_triton
+from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.ranking import reference
 from xmafast.kernels.ranking.scores import InnerProducts, Scores
 from xmafast.kernels.ranking.select import select
@@ -27,7 +27,7 @@ def _count_above(
 
     groups = None if query_groups is None or candidate_groups is None else (query_groups, candidate_groups)
     bands = (low_n, high_n) if low_m is None or high_m is None else (low_n, high_n, low_m, high_m)
-    return triton.count_above(queries, candidates, order, columns, sets, groups, bands, capacity)
+    return launch(triton.count_above, queries, candidates, order, columns, sets, groups, bands, capacity)
 
 
 @_count_above.register_kernel("cpu")
@@ -63,7 +63,7 @@ def _(
 def _unit_maxima(queries: Tensor, candidates: Tensor) -> Tensor:
     from xmafast.kernels.ranking import triton
 
-    return triton.unit_maxima(queries, candidates)
+    return launch(triton.unit_maxima, queries, candidates)
 
 
 @_unit_maxima.register_kernel("cpu")
