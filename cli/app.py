@@ -17,6 +17,7 @@ from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
 from xmafast.cli.search import search
 from xmafast.cli.train import train
+from xmafast.cli.verify import verify
 from xmafast.errors import XmafastError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ for name, command in (
     ("eval", evaluate),
     ("search", search),
     ("methods", methods),
+    ("verify", verify),
     ("doctor", doctor),
 ):
     app.command(name, cls=SpreadCommand)(command)

@@ -1,12 +1,15 @@
 """The command line, as a user and as a script call it."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from xmafast.cache import FrameCache
 from xmafast.cli import main
 
 
@@ -217,6 +220,24 @@ def test_mistakes_get_one_clear_sentence(call, arguments, code, sentence):
     assert status == code, err
     assert sentence in one_sentence(err)
     assert not out
+
+
+def test_verify_finds_and_mends_a_damaged_row(call, tmp_path, small_caches):
+    shutil.copytree(small_caches, tmp_path / "caches" / "demo")
+    path = tmp_path / "caches" / "demo" / "test.h5"
+    frames = FrameCache(path, writable=True).frames
+    frames[2, 0, 5, 5] ^= 255
+    frames.flush()
+    code, out, _ = call("verify", "--json")
+    found = {Path(row["cache"]).name: row for row in json.loads(out)}
+    assert code == 1
+    assert (found["test.h5"]["damaged"], found["train.h5"]["damaged"]) == ([FrameCache(path).ids[2]], [])
+    code, out, _ = call("verify", "demo")
+    assert code == 1
+    assert "Next: xmafast verify --repair" in out
+    code, out, _ = call("verify", "--repair", "--json")
+    assert code == 0
+    assert all(row["damaged"] == [] for row in json.loads(out))
 
 
 def test_a_cache_that_is_not_hdf5(call, tmp_path):

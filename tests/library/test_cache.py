@@ -43,7 +43,7 @@ def test_the_file_is_plain_contiguous_hdf5_with_its_settings(small_caches):
     with h5py.File(small_caches / "train.h5") as file:
         assert file["frames"].chunks is None
         assert file["frames"].dtype == np.uint8
-        assert set(file) == {"frames", "status", "num_frames", "timestamps", "bytes", "error", "source", "id", "captions"}
+        assert set(file) == {"frames", "status", "num_frames", "timestamps", "bytes", "checksum", "error", "source", "id", "captions"}
         wanted = {"schema", "sampling", "size", "frames", "decoder", "decoder_version", "source_sha256", "xmafast_version"}
         assert wanted <= set(file.attrs)
 

@@ -2,5 +2,6 @@
 
 from xmafast.cache.build import Summary, build_cache
 from xmafast.cache.frames import FrameCache, Status, open_splits
+from xmafast.cache.verify import Verified, repair, verify
 
-__all__ = ["FrameCache", "Status", "Summary", "build_cache", "open_splits"]
+__all__ = ["FrameCache", "Status", "Summary", "Verified", "build_cache", "open_splits", "repair", "verify"]

@@ -17,6 +17,7 @@ import numpy as np
 from xmafast import __version__
 from xmafast.cache.decode import resolve_decoder
 from xmafast.cache.frames import ERROR_BYTES, SOURCE_BYTES, FrameCache, Status, create
+from xmafast.cache.lock import locked
 from xmafast.cache.pool import Job, Target, decode_all
 from xmafast.datasets import Split, Video
 from xmafast.errors import CacheError
@@ -54,12 +55,12 @@ def build_cache(
     with (videos tried, videos to try) after each.
 
     Rows that are done are kept; failed and missing ones, and those whose file has another size now, are tried again. While rows
-    are open the file is named ``PATH.partial``. Raises CacheError where ``path`` holds frames of other settings.
+    are open the file is named ``PATH.partial``. Raises CacheError where ``path`` holds frames of other settings, where another
+    process is writing it, and where the disk is full.
     """
     path = Path(path)
     split = replace(split, videos=split.videos[:limit])
     name, decoder_version = resolve_decoder(decoder)
-    partial = path.with_name(path.name + ".partial")
     settings: dict[str, object] = {"frames": frames, "sampling": sampling, "size": size}
     attributes = {
         **settings,
@@ -79,7 +80,24 @@ def build_cache(
         "default_pretrained": split.default_pretrained,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    cache, reused = _open_or_create(path, partial, split, settings, attributes, limited=limit is not None)
+    crew = workers or os.cpu_count() or 1
+    with locked(path):
+        return _build(path, split, settings, attributes, limited=limit is not None, workers=crew, time_limit=time_limit, progress=progress)
+
+
+def _build(
+    path: Path,
+    split: Split,
+    settings: dict[str, object],
+    attributes: dict[str, object],
+    *,
+    limited: bool,
+    workers: int,
+    time_limit: float,
+    progress: Callable[[int, int], None] | None,
+) -> Summary:
+    partial = path.with_name(path.name + ".partial")
+    cache, reused = _open_or_create(path, partial, split, settings, attributes, limited=limited)
     summary = Summary(path)
     jobs = []
     for row, video in enumerate(split.videos):
@@ -99,8 +117,8 @@ def build_cache(
     _check_room(cache, len(jobs), path.parent)
     if progress:
         progress(0, len(jobs))
-    target = Target(cache.path, cache.offset, cache.shape, {**settings, "decoder": name})
-    crew = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+    target = Target(cache.path, cache.offset, cache.shape, {**settings, "decoder": attributes["decoder"]})
+    crew = min(workers, max(1, len(jobs)))
     if jobs:
         for tried, done in enumerate(decode_all(jobs, target, workers=crew, time_limit=time_limit), 1):
             if done.timestamps is not None:
@@ -108,12 +126,14 @@ def build_cache(
                 cache.num_frames[done.row] = n
                 cache.timestamps[done.row] = 0
                 cache.timestamps[done.row, :n] = done.timestamps
+                cache.checksum[done.row] = done.checksum
                 cache.error[done.row] = b""
                 cache.source[done.row] = _cut(_source(split.videos[done.row], split.root), SOURCE_BYTES)
                 cache.status[done.row] = Status.DONE  # last: a row marked done is whole
                 summary.done += 1
             else:
-                cache.frames[done.row] = 0
+                if cache.frames[done.row].any():  # a hole stays a hole: a full disk could not fill it
+                    cache.frames[done.row] = 0
                 cache.num_frames[done.row] = 0
                 cache.error[done.row] = _cut(done.error, ERROR_BYTES)
                 cache.status[done.row] = Status.FAILED
@@ -123,7 +143,7 @@ def build_cache(
                 progress(tried, len(jobs))
     order = {video.id: i for i, video in enumerate(split.videos)}
     summary.problems.sort(key=lambda problem: order[problem[0]])
-    for view in (cache.frames, cache.num_frames, cache.timestamps, cache.bytes, cache.error, cache.source, cache.status):
+    for view in (cache.frames, cache.num_frames, cache.timestamps, cache.bytes, cache.checksum, cache.error, cache.source, cache.status):
         if isinstance(view, np.memmap):
             view.flush()
     if not reused:
@@ -167,13 +187,15 @@ def _open_or_create(
     create(scratch, ids, [video.captions for video in split.videos], attributes)
     cache = FrameCache(scratch, writable=True)
     donors = [*([old] if old else []), *_siblings(path, settings, attributes["root"])]
+    _check_room(cache, min(len(ids), sum(len(donor.rows) for donor in donors)), path.parent)
     for donor in donors:  # the list of videos, or their splits, have changed: rows of the same id move over, the rest is todo
         row_of = {i: row for row, i in enumerate(donor.ids)}
         for row, i in enumerate(ids):
             if (was := row_of.get(i)) is not None and donor.status[was] == Status.DONE != cache.status[row]:
                 cache.frames[row] = donor.frames[was]
                 cache.num_frames[row], cache.timestamps[row] = donor.num_frames[was], donor.timestamps[was]
-                cache.bytes[row], cache.source[row], cache.status[row] = donor.bytes[was], donor.source[was], Status.DONE
+                cache.bytes[row], cache.source[row], cache.checksum[row] = donor.bytes[was], donor.source[was], donor.checksum[was]
+                cache.status[row] = Status.DONE
     scratch.replace(partial)
     return FrameCache(partial, writable=True), False
 

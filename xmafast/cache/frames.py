@@ -8,6 +8,7 @@ through memory maps, HDF5's own structures are never touched again, and no crash
     /num_frames  (N,) int16              real frames of the row
     /timestamps  (N, F) float32          seconds
     /bytes       (N,) int64              size of the source file, to see that it was exchanged
+    /checksum    (N,) uint64             of the row's frames, their number and timestamps
     /error       (N,) S256               why a row failed
     /source      (N,) S512               the decoded file, relative to the data set's root
     /id, /captions  (N,) str             the video, and its captions as JSON
@@ -16,7 +17,9 @@ through memory maps, HDF5's own structures are never touched again, and no crash
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +31,7 @@ from xmafast.errors import CacheError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 ERROR_BYTES, SOURCE_BYTES = 256, 512
 _TEXT = h5py.string_dtype("utf-8")
 
@@ -40,9 +43,17 @@ class Status(enum.IntEnum):
     MISSING = 3
 
 
+def checksum(frames: np.ndarray, timestamps: np.ndarray) -> int:
+    """64 bits of blake2b over a row's real frames (n, H, W, 3) and their timestamps (n,)."""
+    digest = hashlib.blake2b(np.ascontiguousarray(frames).data, digest_size=8)
+    digest.update(np.ascontiguousarray(timestamps, dtype=np.float32).data)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def create(path: Path, ids: list[str], captions: list[tuple[str, ...]], attributes: dict[str, Any]) -> None:
     """Lay out an empty cache for these rows. ``attributes`` must name ``frames`` and ``size``."""
     n, f, size = len(ids), attributes["frames"], attributes["size"]
+    small: list[tuple[int, int]] = []
     with h5py.File(path, "w") as file:
         for name, shape, dtype in (
             ("frames", (n, f, size, size, 3), np.uint8),
@@ -50,6 +61,7 @@ def create(path: Path, ids: list[str], captions: list[tuple[str, ...]], attribut
             ("num_frames", (n,), np.int16),
             ("timestamps", (n, f), np.float32),
             ("bytes", (n,), np.int64),
+            ("checksum", (n,), np.uint64),
             ("error", (n,), f"S{ERROR_BYTES}"),
             ("source", (n,), f"S{SOURCE_BYTES}"),
         ):
@@ -59,11 +71,17 @@ def create(path: Path, ids: list[str], captions: list[tuple[str, ...]], attribut
             plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the blocks stay holes on disk, and read as zero
             space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype), logical=True)
             h5py.h5d.create(file.id, name.encode(), kind, space, plist)
+            if n and name != "frames":
+                small.append((file[name].id.get_offset(), file[name].id.get_storage_size()))
         file.create_dataset("id", data=ids, dtype=_TEXT)
         file.create_dataset("captions", data=[json.dumps(list(c), ensure_ascii=False) for c in captions], dtype=_TEXT)
         file.attrs["schema"] = SCHEMA
         for key, value in attributes.items():
             file.attrs[key] = value
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as raw:  # a hole that a full disk cannot fill would kill the process that marks its rows
+            for offset, length in small:
+                os.posix_fallocate(raw.fileno(), offset, length)
 
 
 class FrameCache:
@@ -92,7 +110,7 @@ class FrameCache:
                 self.captions = [tuple(json.loads(s)) for s in file["captions"][:]]
                 maps = {
                     name: (file[name].id.get_offset(), file[name].shape, file[name].dtype)
-                    for name in ("frames", "status", "num_frames", "timestamps", "bytes", "error", "source")
+                    for name in ("frames", "status", "num_frames", "timestamps", "bytes", "checksum", "error", "source")
                 }
         except CacheError:
             raise
@@ -116,7 +134,7 @@ class FrameCache:
             return np.memmap(self.path, dtype=dtype, mode=mode, offset=offset, shape=shape)  # type: ignore[call-overload]
 
         self.frames, self.status, self.num_frames = view("frames"), view("status"), view("num_frames")
-        self.timestamps, self.bytes = view("timestamps"), view("bytes")
+        self.timestamps, self.bytes, self.checksum = view("timestamps"), view("bytes"), view("checksum")
         self.error, self.source = view("error"), view("source")
 
     def __len__(self) -> int:
@@ -130,6 +148,11 @@ class FrameCache:
     def source_of(self, row: int) -> Path:
         """The video file that a row was decoded from, where it was then."""
         return Path(self.attributes["root"]) / self.source[row].decode("utf-8")
+
+    def intact(self, row: int) -> bool:
+        """Whether a row's frames and timestamps are still those that were decoded."""
+        n = int(self.num_frames[row])
+        return bool(checksum(self.frames[row, :n], self.timestamps[row, :n]) == int(self.checksum[row]))
 
     def count(self, status: Status) -> int:
         return int((self.status == status).sum())

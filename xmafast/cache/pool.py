@@ -1,12 +1,14 @@
 """Decode workers: spawned processes, one video at a time each, under a time limit.
 
 spawn, because decord hangs in a forked child; processes, because a decoder can hang or crash on a bad file, and then only
-its worker is lost. A worker writes its row of ``/frames`` itself, through a memory map; the parent alone marks rows done.
+its worker is lost. A worker writes its row of ``/frames`` itself; the parent alone marks rows done. It writes through the file
+and not through a memory map, where a full disk would be a crash instead of an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing as mp
 import os
 import signal
@@ -21,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmafast.cache.decode import decode
-from xmafast.errors import DecodeError
+from xmafast.cache.frames import checksum
+from xmafast.errors import CacheError, DecodeError
 
 
 class Job(NamedTuple):
@@ -33,6 +36,7 @@ class Done(NamedTuple):
     row: int
     timestamps: np.ndarray | None  # None where it failed
     error: str
+    checksum: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                 row = worker.job.row
                 if worker.pipe in ready:
                     try:
-                        timestamps, error = worker.pipe.recv()
+                        timestamps, error, checksum = worker.pipe.recv()
                     except (EOFError, OSError):
                         worker.process.join()
                         yield Done(row, None, f"the decoder crashed ({_exit(worker.process.exitcode)})")
@@ -106,7 +110,11 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                         continue
                     warm.add(worker.process.pid)
                     give(worker)
-                    yield Done(row, timestamps, error)
+                    if error == NO_ROOM:
+                        raise CacheError(
+                            f"There is no room left for {target.file}; what was decoded is kept. Make room, and repeat the command."
+                        )
+                    yield Done(row, timestamps, error, checksum)
                 elif time.monotonic() >= worker.deadline:
                     yield Done(row, None, f"not decoded within the time limit of {time_limit:g} s")
                     replace(worker)
@@ -118,6 +126,8 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
             worker.pipe.close()
 
 
+NO_ROOM = "no room"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 START_GRACE = 60.0  # seconds that a fresh process may take to import, on top of its first video's limit
 
 
@@ -125,29 +135,38 @@ def _exit(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
+def _write(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def _work(pipe: Connection, target: Target) -> None:
     """A worker's life: a job in, its row written, timestamps or an error out. Ends when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)  # the codecs' own chatter; what matters comes back as an error
-    rows = np.memmap(target.file, dtype=np.uint8, mode="r+", offset=target.offset, shape=target.shape)
+    file = os.open(target.file, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    length = int(np.prod(target.shape[1:]))
     while True:
         try:
             job = pipe.recv()
         except (EOFError, OSError):
             return
-        timestamps, error = None, ""
+        timestamps, error, check = None, "", 0
         try:
             decoded = decode(job.path, **target.options)
-            n = len(decoded.frames)
-            rows[job.row, :n] = decoded.frames
-            rows[job.row, n:] = 0
+            check = checksum(decoded.frames, decoded.timestamps)
+            _write(file, decoded.frames.tobytes().ljust(length, b"\0"), target.offset + job.row * length)
             timestamps = decoded.timestamps
         except DecodeError as problem:
             error = str(problem)
+        except OSError as problem:
+            error = NO_ROOM if problem.errno in FULL else f"{type(problem).__name__}: {problem}"
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
         try:
-            pipe.send((timestamps, error))
+            pipe.send((timestamps, error, check))
         except OSError:
             return
