@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from xmafast.backbone import Backbone, load_backbone
     from xmafast.cache import FrameCache, build_cache
+    from xmafast.data import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.methods import METHODS
     from xmafast.retriever import Retriever, load
@@ -22,6 +23,7 @@ _HOME = {
     "METHODS": "methods",
     "Backbone": "backbone",
     "FrameCache": "cache",
+    "FrameDataset": "data",
     "Retriever": "retriever",
     "build_cache": "cache",
     "evaluate": "evaluation",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "Backbone",
     "FrameCache",
+    "FrameDataset",
     "METHODS",
     "Retriever",
     "__version__",

@@ -140,6 +140,9 @@ class FrameCache:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.frames.flags.writeable)  # another process maps the file itself, and gets no copy of it
+
     @property
     def rows(self) -> np.ndarray:
         """The rows that are done, as indices."""
@@ -157,17 +160,28 @@ class FrameCache:
     def count(self, status: Status) -> int:
         return int((self.status == status).sum())
 
-    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows -> frames uint8 (B, F, H, W, 3) and mask bool (B, F), true where a frame is real."""
+    def read(self, rows: np.ndarray, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows -> frames uint8 (B, F, H, W, 3) and mask bool (B, F), true where a frame is real.
+
+        out: a uint8 tensor of B rows or more, as pinned memory that a GPU copies from, into which the frames are read.
+        """
         from torch import from_numpy  # here, so that decode workers start without torch
 
-        mask = np.arange(self.shape[1]) < self.num_frames[rows][:, None]
-        return from_numpy(self.frames[rows]), from_numpy(mask)
+        mask = from_numpy(np.arange(self.shape[1]) < self.num_frames[rows][:, None])
+        if out is None:
+            return from_numpy(self.frames[rows]), mask
+        frames = out[: len(rows)]
+        np.take(self.frames, rows, axis=0, out=frames.numpy(), mode="clip")  # any other mode reads into a buffer first
+        return frames, mask
 
     @property
     def label(self) -> str:
         """How messages name it, as ``demo/test``."""
         return f"{self.attributes.get('dataset', '?')}/{self.attributes.get('split', self.path.stem)}"
+
+
+def _reopen(path: Path, writable: bool) -> FrameCache:
+    return FrameCache(path, writable=writable)
 
 
 def open_splits(folder: Path) -> dict[str, FrameCache]:
