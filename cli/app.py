@@ -10,6 +10,7 @@ import typer
 
 from xmafast import __version__
 from xmafast.cli.cache import cache
+from xmafast.cli.datasets import datasets
 from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
 from xmafast.cli.evaluate import evaluate
@@ -33,6 +34,7 @@ for name, command in (
     ("eval", evaluate),
     ("search", search),
     ("methods", methods),
+    ("datasets", datasets),
     ("verify", verify),
     ("doctor", doctor),
 ):

@@ -11,7 +11,7 @@ import typer
 
 from xmafast.cli.options import JSON, WORKSPACE
 from xmafast.cli.output import bar, note, out, print_json
-from xmafast.errors import CacheError, DataError
+from xmafast.errors import CacheError
 
 
 class Sampling(str, Enum):
@@ -33,11 +33,14 @@ class SplitName(str, Enum):
 
 
 def cache(
-    dataset: Annotated[str, typer.Argument(help="demo, msrvtt, or folder (any folder of videos or images).")],
+    dataset: Annotated[str, typer.Argument(help="A data set that `xmafast datasets` lists, or folder (any folder of videos or images).")],
     root: Annotated[Path | None, typer.Option(help="The data set's folder (default: datasets/NAME).")] = None,
     split: Annotated[SplitName, typer.Option(help="Which split; all: every split whose files are there.")] = SplitName.all,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where the cache goes (default: caches/NAME).")] = None,
-    frames: Annotated[int, typer.Option(min=1, max=4096, help="Frames a video.")] = 12,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Frames a video (default: 12; 64 for activitynet and didemo, 1 for coco and flickr30k)."),
+    ] = None,
     sampling: Annotated[
         Sampling | None, typer.Option(help="fps: one a second, then evenly; uniform: evenly over all (default: the data set's).")
     ] = None,
@@ -62,7 +65,7 @@ def cache(
     from rich.table import Table
 
     from xmafast.cache import FrameCache, build_cache
-    from xmafast.datasets import default_root, load_split, loader, usable_splits
+    from xmafast.datasets import default_root, load_split, loader, missing, usable_splits
 
     module = loader(dataset)
     root = root or default_root(dataset, workspace)
@@ -70,7 +73,7 @@ def cache(
     if split is SplitName.all:
         names, remarks = usable_splits(dataset, root)
         if not names:
-            raise DataError(remarks[0] + (f" ({len(remarks) - 1} more files are missing.)" if len(remarks) > 1 else ""))
+            raise missing(dataset, root, remarks)
     else:
         names = [split.value]
     if backbone and not size:
@@ -83,6 +86,8 @@ def cache(
     captioned = False
     for name in names:
         loaded = load_split(dataset, root, name)
+        for remark in loaded.remarks:
+            note(remark)
         captioned |= any(video.captions for video in loaded.videos)
         if backbone:
             loaded = replace(loaded, default_backbone=backbone)
@@ -90,7 +95,7 @@ def cache(
             summaries[name] = build_cache(
                 loaded,
                 folder / f"{name}.h5",
-                frames=frames,
+                frames=frames or module.PROTOCOL.frames,
                 sampling=sampling.value if sampling else module.SAMPLING,
                 size=chosen,
                 decoder=decoder.value,

@@ -108,5 +108,6 @@ def explain_missing_train(folder: Path) -> None:
         try:
             load_split(dataset, Path(root), "train")
         except XmafastError as error:
-            raise CacheError(f"{folder} has no train split yet. {error} Then run: {command}") from error
+            sentence, line, tree = str(error).partition("\n")
+            raise CacheError(f"{folder} has no train split yet. {sentence} Then run: {command}{line}{tree}") from error
     raise CacheError(f"{folder} has no train split yet (it has: {', '.join(splits)}); make it with: {command}")

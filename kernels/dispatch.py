@@ -34,7 +34,7 @@ def use_triton(impl: str, *tensors: Tensor, measured: bool = False) -> bool:
     return impl == "auto" and measured and HAS_TRITON and kinds == {"cuda"}
 
 
-def launch(function: Callable[..., T], first: Tensor, *others: Any) -> T:
+def launch(function: Callable[..., T], *arguments: Any) -> T:
     """Call what launches a kernel with its tensors' GPU as the current one, on which Triton would otherwise not launch."""
-    with torch.cuda.device_of(first):
-        return function(first, *others)
+    with torch.cuda.device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+        return function(*arguments)

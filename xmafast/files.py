@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-VIDEOS = {".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv"}
+VIDEOS = {".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".3g2", ".flv", ".wmv", ".mts", ".m2ts", ".ogv"}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

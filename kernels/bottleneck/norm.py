@@ -62,20 +62,8 @@ def _backward(
 
     return launch(
         triton.adapter_norm_backward,
-        d_stream_out,
-        d_normed,
-        stream_out,
-        mean,
-        rstd,
-        norm_weight,
-        h,
-        down,
-        own,
-        shared,
-        activation,
-        scale,
-        skip,
-    )
+        d_stream_out, d_normed, stream_out, mean, rstd, norm_weight, h, down, own, shared, activation, scale, skip,
+    )  # fmt: skip
 
 
 @_backward.register_kernel("cpu")

@@ -39,6 +39,15 @@ def test_a_row_holds_the_videos_frames(small_caches):
     assert mask.all()
 
 
+def test_a_clip_of_a_longer_file_decodes_its_span_alone(tmp_path):
+    split = demo_split("train", 2)
+    cut = [replace(split.videos[0], interval=(1.0, 2.0)), split.videos[1]]
+    build_cache(replace(split, videos=cut), tmp_path / "train.h5", **OPTIONS)
+    times = FrameCache(tmp_path / "train.h5").timestamps
+    assert times[0].min() > 0.95
+    assert times[0].max() < 2.0 < times[1].max()
+
+
 def test_the_file_is_plain_contiguous_hdf5_with_its_settings(small_caches):
     with h5py.File(small_caches / "train.h5") as file:
         assert file["frames"].chunks is None

@@ -108,3 +108,16 @@ def test_a_decoder_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install av"):
         resolve_decoder("auto")
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_only_the_interval_is_sampled(clips, decoder):
+    path = sorted(clips.glob("*.mp4"))[0]
+    options = {"frames": 4, "sampling": "uniform", "size": 32, "decoder": decoder}
+    whole, part = decode(path, **options), decode(path, interval=(1.0, 2.0), **options)
+    assert whole.timestamps[0] < 1.0 < part.timestamps[0] + 0.05
+    assert part.timestamps[-1] < 2.0 < whole.timestamps[-1]
+    assert len(part.frames) == 4
+    with pytest.raises(DecodeError, match=r"it has no frame from 90 to 95 s; it is \d"):
+        decode(path, interval=(90, 95), **options)
+    assert np.array_equal(decode(path, interval=(0, 31), **options).frames, whole.frames)

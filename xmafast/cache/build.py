@@ -112,7 +112,7 @@ def _build(
         else:
             assert video.path is not None
             cache.status[row], cache.bytes[row] = Status.TODO, size_now
-            jobs.append(Job(row, video.path))
+            jobs.append(Job(row, video.path, video.interval))
 
     _check_room(cache, len(jobs), path.parent)
     if progress:
@@ -234,5 +234,5 @@ def _cut(text: str, length: int) -> bytes:
 
 def _fingerprint(split: Split) -> str:
     """sha256 of which videos and captions the cache was made from."""
-    rows = [[video.id, _source(video, split.root), list(video.captions)] for video in split.videos]
+    rows = [[video.id, _source(video, split.root), list(video.captions), video.interval] for video in split.videos]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8")).hexdigest()

@@ -56,8 +56,20 @@ def resolve_decoder(name: str) -> tuple[str, str]:
     raise UsageError(f"Decoder {name!r} is not installed; try: pip install {'av' if name == 'auto' else _PACKAGE[name]}")
 
 
-def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str) -> Decoded:
+def span_indices(total: int, fps: float, frames: int, sampling: str, interval: tuple[float, float] | None) -> np.ndarray:
+    """``sample_indices`` of the frames shown in ``interval``, [start, end) seconds, or of all. Raises DecodeError for none."""
+    if interval is None or fps <= 0:
+        return sample_indices(total, fps, frames, sampling)
+    first, last = (min(max(0, int(np.ceil(second * fps - 1e-6))), total) for second in interval)
+    if first >= last:
+        raise DecodeError(f"it has no frame from {interval[0]:g} to {interval[1]:g} s; it is {total / fps:.1f} s long")
+    return first + sample_indices(last - first, fps, frames, sampling)
+
+
+def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str, interval: tuple[float, float] | None = None) -> Decoded:
     """Sample, resize (bicubic, shortest side) and centre-crop the frames of a video or an image, as open_clip's transform does.
+
+    interval: of a video, the seconds [start, end) that are sampled; timestamps count from the start of the file.
 
     Raises DecodeError with one sentence where the file cannot be read.
     """
@@ -70,7 +82,7 @@ def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str) -
         raw, timestamps = _read_image(path), np.zeros(1)
     else:
         try:
-            raw, timestamps = _READERS[decoder](path, lambda total, fps: sample_indices(total, fps, frames, sampling))
+            raw, timestamps = _READERS[decoder](path, lambda total, fps: span_indices(total, fps, frames, sampling, interval))
         except DecodeError:
             raise
         except Exception as error:

@@ -30,6 +30,7 @@ from xmafast.errors import CacheError, DecodeError
 class Job(NamedTuple):
     row: int
     path: Path
+    interval: tuple[float, float] | None = None
 
 
 class Done(NamedTuple):
@@ -156,7 +157,7 @@ def _work(pipe: Connection, target: Target) -> None:
             return
         timestamps, error, check = None, "", 0
         try:
-            decoded = decode(job.path, **target.options)
+            decoded = decode(job.path, interval=job.interval, **target.options)
             check = checksum(decoded.frames, decoded.timestamps)
             _write(file, decoded.frames.tobytes().ljust(length, b"\0"), target.offset + job.row * length)
             timestamps = decoded.timestamps

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xmafast.datasets.base import Split, Video
+from xmafast.datasets.base import Files, Protocol, Split, Video
 
 ROOT = Path(__file__).parents[1] / "demo" / "fluent-clips"
 SAMPLING = "uniform"  # the clips last three seconds: one frame a second would miss the motion
 FRAME_SIZE = 96  # the demo backbone's input
+FILES: Files = {"train": (("captions.jsonl",),), "test": (("captions.jsonl",),)}
+PROTOCOL = Protocol(
+    title="Animated Fluent emoji",
+    paper="none; embedded in xmafast",
+    home="https://github.com/microsoft/fluentui-emoji",
+    licence="MIT",
+    videos={"train": 450, "test": 150},
+    captions={"test": 150},
+    queries="the label",
+)
 
 
 def splits(root: Path) -> dict[str, list[str]]:

@@ -12,14 +12,31 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from xmafast.datasets.base import SPLITS, Split, Video, find_files, need_folder
+from xmafast.datasets.base import (
+    BEST_CAPTION,
+    SPLITS,
+    Files,
+    Protocol,
+    Split,
+    Video,
+    find_files,
+    inside,
+    need_folder,
+    no_link_out,
+    read_lines,
+    read_text,
+    sentences,
+)
 from xmafast.errors import DataError
 
 SAMPLING = "fps"
+FILES: Files = {}  # any folder of videos will do
+PROTOCOL = Protocol(title="A folder of your own", paper="none", home="", licence="yours", queries="each of its captions", v2t=BEST_CAPTION)
 
 
 def splits(root: Path) -> dict[str, list[str]]:
@@ -37,7 +54,8 @@ def _read(root: Path) -> dict[str, list[Video]]:
     split_of: dict[str, str] = {}
     table = next((root / name for name in ("captions.csv", "captions.jsonl") if (root / name).is_file()), None)
     if table is not None:
-        for number, video, texts, split in _rows(table):
+        for number, name, texts, split in _rows(table):
+            video = inside(name, root, f"{table}, line {number}")
             if split and split not in SPLITS:
                 raise DataError(f"{table}, line {number}: split {split!r} is none of {', '.join(SPLITS)}.")
             if split_of.setdefault(video, split) != split:
@@ -48,14 +66,17 @@ def _read(root: Path) -> dict[str, list[Video]]:
     else:
         for path in files:
             side = path.with_suffix(".txt")
-            if side.is_file():
-                lines = [line.strip() for line in _text(side).splitlines()]
-                captions[_id(path, root)] = [line for line in lines if line]
+            if side.is_file() and (texts := [line.strip() for _, line in read_lines(side)]):
+                captions[_id(path, root)] = texts
         if not files:
             raise DataError(f"{root} holds no videos and no images; name the folder that does with --root DIR.")
         if not captions:
             return {"videos": [Video(_id(path, root), path) for path in files]}
     known = {_id(path, root): path for path in files}
+    if table is not None:
+        for video in captions:
+            if video in known:
+                no_link_out(known[video], root, table)
     result: dict[str, list[Video]] = {}
     for video, texts in sorted(captions.items()):
         split = split_of.get(video) or ("test" if hashlib.sha256(video.encode("utf-8")).digest()[0] % 5 == 0 else "train")
@@ -69,34 +90,31 @@ def _id(path: Path, root: Path) -> str:
 
 def _rows(table: Path) -> Iterator[tuple[int, str, list[str], str]]:
     """(line, video, captions, split) of a captions file."""
-    lines = _text(table).splitlines()
     if table.suffix == ".csv":
-        reader = csv.DictReader(lines)
-        missing = {"video", "caption"} - set(reader.fieldnames or ())
-        if lines and missing:
-            raise DataError(f"{table}, line 1: no column {min(missing)!r}; the header must name video and caption.")
-        for row in reader:
-            video, caption = (row["video"] or "").strip(), (row["caption"] or "").strip()
-            if not video or not caption:
-                raise DataError(f"{table}, line {reader.line_num}: the {'caption' if video else 'video'} is empty.")
-            yield reader.line_num, video, [caption], (row.get("split") or "").strip()
+        text = read_text(table)
+        reader = csv.DictReader(io.StringIO(text, newline=""))  # a caption in quotes may go on over lines
+        try:
+            missing = {"video", "caption"} - set(reader.fieldnames or ())
+            if text.strip() and missing:
+                raise DataError(f"{table}, line 1: no column {min(missing)!r}; the header must name video and caption.")
+            for row in reader:
+                video, caption = (row["video"] or "").strip(), (row["caption"] or "").strip()
+                if not video or not caption:
+                    raise DataError(f"{table}, line {reader.line_num}: the {'caption' if video else 'video'} is empty.")
+                yield reader.line_num, video, [caption], (row.get("split") or "").strip()
+        except csv.Error as error:
+            raise DataError(f"{table}, line {reader.line_num}: it is not csv ({error}).") from error
         return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(table):
         try:
             row = json.loads(line)
             texts = row["captions"] if "captions" in row else row["caption"]
-            texts = [texts] if isinstance(texts, str) else texts
-            if not isinstance(row["video"], str) or not all(isinstance(text, str) and text.strip() for text in texts):
+            count = 1 if isinstance(texts, str) else len(texts)
+            texts = list(sentences(texts))
+            if not isinstance(row["video"], str) or len(texts) < count:
                 raise ValueError("video and captions must be text")
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(row.get("split") or "", str):
+                raise ValueError("split must be text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f'{table}, line {number}: expected {{"video": "clip1.mp4", "caption": "..."}} ({error}).') from error
         yield number, row["video"], texts, row.get("split") or ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error

@@ -2,66 +2,85 @@
 
 ROOT/MSRVTT_JSFUSION_test.csv   test: video_id, sentence (1,000 pairs)
 ROOT/MSRVTT_train.9k.csv        train: video_id (9,000 videos)
-ROOT/MSRVTT_data.json           train: the 20 captions of each video
+ROOT/MSRVTT_data.json           train: the 20 captions of each video (or MSRVTT_Videodatainfo.json, the same list)
 ROOT/videos/videoNNNN.mp4       in any folder under ROOT
+
+Two variants read the same folder: ``msrvtt-7k`` trains on MSRVTT_train.7k.csv (7,010 videos), and ``msrvtt-full`` is the split of
+the data set's authors by number: 0 to 6512 to train, to 7009 to validate, to 9999 to test, with all 20 captions as queries.
+
+Home and terms: https://www.microsoft.com/en-us/research/publication/msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/
 """
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-from xmafast.datasets.base import Split, Video, find_files, need_folder
-from xmafast.errors import DataError
-from xmafast.files import VIDEOS
+from xmafast.datasets.base import BEST_CAPTION, Files, Protocol, Split, gather, inside, missing_files, one_of, read_csv, read_json, reading
+from xmafast.datasets.base import sentences as texts_of
 
 SAMPLING = "fps"
-FILES = {"train": ("MSRVTT_train.9k.csv", "MSRVTT_data.json"), "test": ("MSRVTT_JSFUSION_test.csv",)}
+CAPTIONS = ("MSRVTT_data.json", "MSRVTT_Videodatainfo.json")
+TEST = ("MSRVTT_JSFUSION_test.csv",)
+FILES: Files = {"train": (("MSRVTT_train.9k.csv",), CAPTIONS), "test": (TEST,)}
+FILES_7K: Files = {"train": (("MSRVTT_train.7k.csv",), CAPTIONS), "test": (TEST,)}
+FILES_FULL: Files = {"train": (CAPTIONS,), "val": (CAPTIONS,), "test": (CAPTIONS,)}
+NUMBERS = {"train": range(6513), "val": range(6513, 7010), "test": range(7010, 10_000)}
 WHERE = "CLIP4Clip's release file msrvtt_data.zip holds it"
+PROTOCOL = Protocol(
+    title="MSR-VTT 9k/1k-A",
+    paper="Xu et al., MSR-VTT, CVPR 2016; 1k-A: Yu et al., ECCV 2018",
+    home="https://www.microsoft.com/en-us/research/publication/msr-vtt-a-large-video-description-dataset-for-bridging-video-and-language/",
+    licence="research use, by the terms on its home page",
+    videos={"train": 9000, "test": 1000},
+    captions={"train": 180_000, "test": 1000},
+)
 
 
-def splits(root: Path) -> dict[str, list[str]]:
-    need_folder(root, "MSR-VTT")
-    return {
-        split: [
-            f"MSR-VTT's {split} split needs {name}, which is not in {root}; put it at {root / name} ({WHERE})."
-            for name in names
-            if not (root / name).is_file()
-        ]
-        for split, names in FILES.items()
-    }
+def splits(root: Path, files: Files = FILES) -> dict[str, list[str]]:
+    return missing_files(root, "MSR-VTT", files, WHERE)
 
 
-def load(root: Path, split: str) -> Split:
+def load(root: Path, split: str, name: str = "msrvtt", files: Files = FILES) -> Split:
     captions: dict[str, list[str]] = defaultdict(list)
-    if split == "test":
-        for row in _read_csv(root / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence")):
+    source = root / files[split][0][0]
+    if files is not FILES_FULL and split == "test":
+        for row in read_csv(source, ("video_id", "sentence")):
             captions[row["video_id"]].append(row["sentence"])
-        ids = list(captions)
-    else:
-        ids = [row["video_id"] for row in _read_csv(root / "MSRVTT_train.9k.csv", ("video_id",))]
-        path = root / "MSRVTT_data.json"
-        try:
-            for sentence in json.loads(path.read_text(encoding="utf-8"))["sentences"]:
-                captions[sentence["video_id"]].append(sentence["caption"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is not MSR-VTT's annotation file (a 'sentences' list of video_id and caption): {error}.") from error
-    files = {path.stem: path for path in find_files(root, VIDEOS)}
-    return Split("msrvtt", split, root, [Video(i, files.get(i), tuple(captions.get(i, ()))) for i in ids])
+        return Split(name, split, root, gather(root, captions, captions, source))
+    path = one_of(root, CAPTIONS)
+    if files is not FILES_FULL:
+        ids = [inside(row["video_id"], root, f"{source}, line {i}") for i, row in enumerate(read_csv(source, ("video_id",)), 2)]
+    with reading(path, "MSR-VTT's annotation file (a 'sentences' list of video_id and caption)"):
+        for sentence in read_json(path)["sentences"]:
+            captions[sentence["video_id"]].extend(texts_of(sentence["caption"]))
+    if files is FILES_FULL:
+        ids = [video for video in (f"video{n}" for n in NUMBERS[split]) if video in captions]
+    return Split(name, split, root, gather(root, ids, captions, source))
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a csv file in UTF-8 ({error}).") from error
-    for number, row in enumerate(rows, 2):
-        absent = [column for column in columns if not row.get(column)]
-        if absent:
-            raise DataError(f"{path}, line {number}: column {absent[0]!r} is empty or missing; expected: {', '.join(columns)}.")
-    if not rows:
-        raise DataError(f"{path} holds no rows; expected a header and: {', '.join(columns)}.")
-    return rows
+def _variant(name: str, files: Files, protocol: Protocol) -> SimpleNamespace:
+    return SimpleNamespace(
+        SAMPLING=SAMPLING, FILES=files, PROTOCOL=protocol, splits=partial(splits, files=files), load=partial(load, name=name, files=files)
+    )
+
+
+seven_k = _variant(
+    "msrvtt-7k",
+    FILES_7K,
+    replace(PROTOCOL, title="MSR-VTT 7k/1k-A", videos={"train": 7010, "test": 1000}, captions={"train": 140_200, "test": 1000}),
+)
+full = _variant(
+    "msrvtt-full",
+    FILES_FULL,
+    replace(
+        PROTOCOL,
+        title="MSR-VTT full",
+        videos={split: len(numbers) for split, numbers in NUMBERS.items()},
+        captions={split: 20 * len(numbers) for split, numbers in NUMBERS.items()},
+        v2t=BEST_CAPTION,
+    ),
+)
