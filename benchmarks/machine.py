@@ -2,7 +2,9 @@
 
 import os
 import platform
-from importlib.metadata import version
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +20,25 @@ def machine() -> dict:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": driver(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "open_clip_torch", "numpy", "h5py")},
+        "triton": triton(),
     }
+
+
+def driver() -> str | None:
+    """The GPU's driver, as nvidia-smi names it."""
+    if not torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return lines[0] if lines else None
+
+
+def triton() -> str | None:
+    """Triton's version, where it exists at all."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.pooling import reference
 from xmafast.kernels.pooling.scores import TextConditioned, Videos, pooled, score
-from xmafast.kernels.ranking.op import indices, own_scores, rank_of_scores, settle, tile_order, topk_of
+from xmafast.kernels.ranking.op import indices, limits, own_scores, rank_of_scores, settle, tile_order, topk_of
 from xmafast.kernels.ranking.op import ranks as inner_ranks
 from xmafast.kernels.ranking.op import ranks_both as inner_ranks_both
 from xmafast.kernels.ranking.op import topk as inner_topk
@@ -357,15 +357,14 @@ def _text_conditioned_ranks(
         return rank_of_scores(build, positives, group_ids, offset, given, counter, both=both)
 
 
-def _count(scores: Scores, positives: Positives, row_band: Band, column_band: Band | None, rows: Tally, columns: Tally | None) -> bool:
+def _count(scores: Scores, positives: Positives, bands: list[Band], rows: Tally, columns: Tally | None) -> bool:
     """The kernel's ``Counter``. Sets of several texts go through the kernel of the matrix, a chunk of texts at a time."""
     assert isinstance(scores, TextConditioned)
     if positives.sets is not None and tile_order(positives.sets) != (True, None):
         return False
-    n, m = scores.shape
-    bands = (row_band.low, row_band.high) + ((None, None) if column_band is None else (column_band.low, column_band.high))
+    capacity = NEAR + 8 * sum(scores.shape)
     above_n, above_m, near, found = _score_count(
-        scores.text, scores.frames, scores.mask, scores.temperature, *indices(positives), *bands, NEAR + 8 * (n + m)
+        scores.text, scores.frames, scores.mask, scores.temperature, *indices(positives), *limits(bands), capacity
     )
     return settle(scores, positives, rows, columns, above_n, above_m, near, int(found))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from xmafast.kernels.ranking.scores import PAIRS, at_once, doubles, margin_of, norms, product, rounding, tree_sum, wide
+from xmafast.kernels.ranking.scores import in_chunks, margin_of, norms, numbers, product, rounding, tree_sum, wide
 
 FEW = 16  # frames
 
@@ -25,8 +26,8 @@ class Videos:
     def of(frames: Tensor, mask: Tensor) -> Videos:
         real = mask.bool().to(frames.device)
         kept = frames.masked_fill(~real[..., None], 0)
-        numbers = kept.to(wide(kept))
-        gram = torch.bmm(numbers, numbers.mT).permute(1, 2, 0).contiguous()
+        wider = kept.to(wide(kept))
+        gram = torch.bmm(wider, wider.mT).permute(1, 2, 0).contiguous()
         return Videos(kept.transpose(0, 1).contiguous(), gram, real.T.contiguous())
 
     def part(self, columns: slice) -> Videos:
@@ -91,15 +92,12 @@ class TextConditioned:
         assert self.videos is not None
         return score(text, pooled(text, self.videos.part(columns), self.temperature))
 
-    def exact(self, n: Tensor, m: Tensor) -> Tensor:
-        _, f, d = self.frames.shape
-        step = max(1, at_once(PAIRS, self.device) // max(1, f * d))
-        parts = [self._exact(n[i : i + step], m[i : i + step]) for i in range(0, len(n), step)]
-        return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
+    def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        return in_chunks(self._exact, n, m, dtype, self.frames.shape[1] * self.frames.shape[2])
 
-    def _exact(self, n: Tensor, m: Tensor) -> Tensor:
+    def _exact(self, n: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
         real = self.mask[m].bool()
-        text, frames = doubles(self.text[n]), doubles(self.frames[m].masked_fill(~real[..., None], 0))
+        text, frames = numbers(self.text[n], dtype), numbers(self.frames[m].masked_fill(~real[..., None], 0), dtype)
         real = real.to(text.device)
         a = tree_sum(text[:, None] * frames)
         logits = (a / self.temperature).masked_fill(~real, -torch.inf)
@@ -109,13 +107,19 @@ class TextConditioned:
         length = tree_sum(text.square()) * tree_sum(vector.square())
         return tree_sum(e * a) / length.clamp_min(torch.finfo(length.dtype).tiny).sqrt()
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        """A logit a / temperature is off by its share of |t| |f| / temperature, a score by about as much, beside its own rounding."""
+    @cached_property
+    def _norms(self) -> tuple[Tensor, Tensor, float]:
         _, f, d = self.frames.shape
         longest = norms(self.frames.masked_fill(~self.mask.bool()[..., None], 0).reshape(-1, d)).view(-1, f).amax(1)
-        text = norms(self.text)
-        margin = rounding(self.text, d)
-        return (
-            margin + margin_of(text, longest, margin / self.temperature),
-            margin + margin_of(longest, text, margin / self.temperature),
-        )
+        return norms(self.text), longest, rounding(self.text, d)
+
+    # a logit a / temperature is off by its share of |t| |f| / temperature, a score by about as much, beside its own rounding
+    @cached_property
+    def errors(self) -> Tensor:
+        text, longest, margin = self._norms
+        return margin + margin_of(text, longest, margin / self.temperature)
+
+    @cached_property
+    def candidate_errors(self) -> Tensor:
+        text, longest, margin = self._norms
+        return margin + margin_of(longest, text, margin / self.temperature)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.ranking import reference
-from xmafast.kernels.ranking.scores import InnerProducts, Scores
+from xmafast.kernels.ranking.scores import Formed, InnerProducts, Scores, at_once
 from xmafast.kernels.ranking.select import select
-from xmafast.kernels.ranking.sweep import Band, Counter, Positives, Ranks, Tally, best_of, settle_rows, settle_sets, sweep
+from xmafast.kernels.ranking.sweep import TILE, Band, Counter, Positives, Ranks, Tally, settle_rows, settle_sets, sweep
 
 GATHERED = 2**25  # elements that a chunk of gathered candidates may hold
 NEAR = 2**20  # pairs too close to call that a kernel may list, beside 8 for each query and candidate
@@ -145,10 +145,12 @@ def score_positives(queries: Tensor, candidates: Tensor, positives: Tensor, *, o
     return own_scores(InnerProducts(*_prepared(queries, candidates)), positives.long() - offset)
 
 
-def own_scores(scores: Scores, columns: Tensor) -> Tensor:
+def own_scores(scores: Scores, columns: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     here = ((columns >= 0) & (columns < scores.shape[1])).nonzero().squeeze(1)
+    if len(here) == len(columns):
+        return scores.exact(here, columns, dtype)
     own = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
-    own[here] = scores.exact(here, columns[here])
+    own[here] = scores.exact(here, columns[here], dtype)
     return own
 
 
@@ -201,14 +203,28 @@ def rank_of_scores(
         scores, columns, positives = build(order), columns[order], positives[order]
         groups = None if groups is None else (groups[0][order], groups[1])
         given = None if given is None else given[order]
-    own = own_scores(scores, columns) if given is None else given.to(device, torch.float64)
     sets = positives.unique(return_inverse=True)[1] if both else None
-    rows, other = sweep(scores, Positives(columns, own, groups, sets), counter)
+    if counter is None and n * m * scores.width <= at_once(TILE, device):
+        scores = Formed(scores)
+    own, slack = _own(scores, columns, given, rough=sets is None or not n or int(sets[-1]) == n - 1)
+    rows, other = sweep(scores, Positives(columns, own, slack, groups, sets), counter)
     if order is not None:
         back = torch.empty_like(order)
         back[order] = torch.arange(n, device=device)
         rows = rows[0][back], rows[1][back]
     return rows, other
+
+
+def _own(scores: Scores, columns: Tensor, given: Tensor | None, *, rough: bool) -> tuple[Tensor, Tensor | None]:
+    """The positives' scores, and how far they may be off: float32 will do until a candidate comes close."""
+    if given is not None:
+        return given.to(scores.device, torch.float64), None
+    if not rough or scores.dtype == torch.float64:
+        return own_scores(scores, columns), None
+    own, slack = own_scores(scores, columns, torch.float32), scores.errors
+    if len(odd := (~own.isfinite()).nonzero().squeeze(1)):  # float32 may have run over
+        own[odd] = scores.exact(odd, columns[odd])
+    return own, slack
 
 
 def _rank_inner(
@@ -236,7 +252,7 @@ def _prepared(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return ready(queries), ready(candidates)
 
 
-def _count(scores: Scores, positives: Positives, row_band: Band, column_band: Band | None, rows: Tally, columns: Tally | None) -> bool:
+def _count(scores: Scores, positives: Positives, bands: list[Band], rows: Tally, columns: Tally | None) -> bool:
     """The kernel's ``Counter`` for inner products."""
     assert isinstance(scores, InnerProducts)
     order = None
@@ -244,9 +260,8 @@ def _count(scores: Scores, positives: Positives, row_band: Band, column_band: Ba
         return False
     n, m = scores.shape
     capacity = NEAR + 8 * (n + m)
-    bands = (row_band.low, row_band.high) + ((None, None) if column_band is None else (column_band.low, column_band.high))
     above_n, above_m, near, found = _count_above(
-        scores.queries, scores.candidates, None if order is None else order[1], *indices(positives), *bands, capacity
+        scores.queries, scores.candidates, None if order is None else order[1], *indices(positives), *limits(bands), capacity
     )
     return settle(scores, positives, rows, columns, above_n, above_m, near, int(found))
 
@@ -259,6 +274,12 @@ def indices(positives: Positives) -> tuple[Tensor, Tensor | None, Tensor | None,
         return columns, sets, None, None
     ids = torch.cat([g.long() for g in positives.groups]).unique(return_inverse=True)[1].int()
     return columns, sets, ids[: len(columns)].contiguous(), ids[len(columns) :].contiguous()
+
+
+def limits(bands: list[Band]) -> tuple[Tensor | None, ...]:
+    """low_n, high_n, low_m, high_m, the last two None without the other direction."""
+    ends = [end for band in bands for end in (band.low, band.high)]
+    return (*ends, *[None] * (4 - len(ends)))
 
 
 def settle(
@@ -276,7 +297,7 @@ def settle(
         columns.above += above_m
         listed = pairs[bits >= 2]
         sets = (positives.sets[listed // m] * m + listed % m).unique()  # several members of a set may be close
-        settle_sets(scores, positives, best_of(positives, m), columns, sets // m, sets % m)
+        settle_sets(scores, positives, positives.of_candidates(m), columns, sets // m, sets % m)
     return True
 
 

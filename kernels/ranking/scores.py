@@ -7,6 +7,8 @@ float64 arithmetic, at the speed of float32 or bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -32,11 +34,19 @@ class Scores(Protocol):
     def tile(self, rows: slice | Tensor, columns: slice) -> Tensor:
         """(n, m) scores."""
 
-    def exact(self, n: Tensor, m: Tensor) -> Tensor:
-        """Float64 scores of the pairs (n_i, m_i); the same pair of vectors gives the same bits, whatever else is asked for."""
+    def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Float64 scores of the pairs (n_i, m_i); the same pair of vectors gives the same bits, whatever else is asked for.
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        """How far a tile may be from ``exact``: for each query (N,) and for each candidate (M,), float64."""
+        In float32 it is quicker, and as far off as a tile may be.
+        """
+
+    @property
+    def errors(self) -> Tensor:
+        """How far a tile may be from ``exact``, for each query: (N,) float64."""
+
+    @property
+    def candidate_errors(self) -> Tensor:
+        """The same for each candidate: (M,)."""
 
 
 class InnerProducts:
@@ -54,22 +64,53 @@ class InnerProducts:
     def tile(self, rows: slice | Tensor, columns: slice) -> Tensor:
         return product(self.queries[rows], self.candidates[columns])
 
-    def exact(self, n: Tensor, m: Tensor) -> Tensor:
-        step = max(1, at_once(PAIRS, self.device) // max(1, self.queries.shape[1]))
-        parts = [
-            tree_sum(doubles(self.queries[n[i : i + step]]) * doubles(self.candidates[m[i : i + step]])) for i in range(0, len(n), step)
-        ]
-        return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.float64, device=self.device)
+    def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        return in_chunks(self._exact, n, m, dtype, self.queries.shape[1])
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        q, c = norms(self.queries), norms(self.candidates)
-        margin = rounding(self.queries, self.queries.shape[1])
-        return margin_of(q, c, margin), margin_of(c, q, margin)
+    def _exact(self, n: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+        products = numbers(self.queries[n], dtype) * numbers(self.candidates[m], dtype)
+        return tree_sum(products) if dtype == torch.float64 else products.sum(-1)
+
+    @cached_property
+    def _norms(self) -> tuple[Tensor, Tensor, float]:
+        return norms(self.queries), norms(self.candidates), rounding(self.queries, self.queries.shape[1])
+
+    @cached_property
+    def errors(self) -> Tensor:
+        q, c, margin = self._norms
+        return margin_of(q, c, margin)
+
+    @cached_property
+    def candidate_errors(self) -> Tensor:
+        q, c, margin = self._norms
+        return margin_of(c, q, margin)
 
 
 def wide(x: Tensor) -> torch.dtype:
     """What scores of these embeddings are kept in: float32 at least."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class Formed:
+    """Scores that one tile holds, formed at once: the positives' are among them."""
+
+    width = 1
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores, self.shape, self.dtype, self.device = scores, scores.shape, scores.dtype, scores.device
+        self.matrix = scores.tile(slice(0, self.shape[0]), slice(0, self.shape[1]))
+
+        self.errors = scores.errors
+
+    @property
+    def candidate_errors(self) -> Tensor:
+        return self.scores.candidate_errors
+
+    def tile(self, rows: slice | Tensor, columns: slice) -> Tensor:
+        return self.matrix[rows, columns]
+
+    def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        return self.scores.exact(n, m) if dtype == torch.float64 else self.matrix[n, m].double()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -84,25 +125,33 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def rounding(x: Tensor, terms: int) -> float:
     """How far a float32 inner product of so many terms may be off, relative to the product of the norms.
 
-    The probabilistic bound of Higham and Mary (2019), lambda sqrt(n) u, with lambda = 8: a failure in 10^13 products.
+    The probabilistic bound of Higham and Mary (2019), lambda sqrt(n) u, with lambda = 4: were every rounding as large as it can
+    be, twenty standard deviations.
     """
     unit = torch.finfo(wide(x)).eps / 2
     if x.dtype == torch.float32:  # PyTorch may have been told to multiply float32 in fewer bits
         unit = {"highest": unit, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
-    return 8 * (terms + 2) ** 0.5 * unit
+    return 4 * (terms + 2) ** 0.5 * unit
 
 
-def doubles(x: Tensor) -> Tensor:
-    """Float64, on the CPU where the device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+def numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in this dtype, on the CPU where its device has no float64."""
+    return (x.cpu() if x.device.type == "mps" and dtype == torch.float64 else x).to(dtype)
+
+
+def in_chunks(pairs: Callable[[Tensor, Tensor, torch.dtype], Tensor], n: Tensor, m: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+    """``pairs(n, m, dtype)`` for a bounded number of pairs of ``size`` numbers at a time, as float64 on n's device."""
+    step = max(1, at_once(PAIRS, n.device) // max(1, size))
+    parts = [pairs(n[i : i + step], m[i : i + step], dtype).to(n.device).double() for i in range(0, len(n), step)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=n.device)
 
 
 def norms(x: Tensor) -> Tensor:
     """(n, D) -> (n,) Euclidean norms in float64; inf where a component is not finite."""
-    length = torch.linalg.vector_norm(x, dim=1, dtype=wide(x))
-    if not length.isfinite().all():  # float32 may have run over
-        length = torch.linalg.vector_norm(doubles(x), dim=1)
-    return length.double().nan_to_num(torch.inf, torch.inf).to(x.device)
+    length = torch.linalg.vector_norm(x, dim=1, dtype=wide(x)).double()
+    if not length.sum().isfinite():  # float32 may have run over
+        length = torch.linalg.vector_norm(numbers(x, torch.float64), dim=1).nan_to_num(torch.inf, torch.inf).to(x.device)
+    return length
 
 
 def margin_of(own: Tensor, other: Tensor, margin: float) -> Tensor:
@@ -110,15 +159,21 @@ def margin_of(own: Tensor, other: Tensor, margin: float) -> Tensor:
 
     Where a product may leave the range of float32, the margin is inf: every pair is scored again.
     """
-    finite = other.masked_fill(other.isinf(), 0)
-    most = own * (finite.amax() if len(finite) else 0.0)
-    return (margin * most).masked_fill(~(most < RANGE), torch.inf)
+    longest = other.amax() if len(other) else other.new_zeros(())
+    if longest.isinf():
+        longest = other.masked_fill(other.isinf(), 0).amax()
+    if len(own) and own.amax() * longest < RANGE:
+        return margin * longest * own
+    return (margin * longest * own).masked_fill(~(own * longest < RANGE), torch.inf)
 
 
 def tree_sum(x: Tensor) -> Tensor:
     """The sum over the last axis in one fixed order, pairs of halves: the same bits on every device and for every batch."""
     while (n := x.shape[-1]) > 1:
         half = n // 2
-        left = x[..., :half] + x[..., half : 2 * half]
-        x = left if n % 2 == 0 else torch.cat([left, x[..., -1:]], -1)
+        if n % 2 == 0:
+            left, right = x.unflatten(-1, (2, half)).unbind(-2)
+            x = left + right
+        else:
+            x = torch.cat([x[..., :half] + x[..., half : 2 * half], x[..., -1:]], -1)
     return x.squeeze(-1) if x.shape[-1] else x.sum(-1)

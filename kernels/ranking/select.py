@@ -30,7 +30,7 @@ def select(scores: Scores, k: int, shortlist: Shortlister | None = None) -> tupl
     index = torch.empty((n, k), dtype=torch.int64, device=scores.device)
     if not (n and k):
         return best, index
-    error = scores.errors()[0]
+    error = scores.errors
     step = max(1, at_once(CHUNK, scores.device) // max(m * scores.width, 1))
     for start in range(0, n, step):
         rows = torch.arange(start, min(start + step, n), device=scores.device)

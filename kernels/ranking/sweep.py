@@ -24,13 +24,16 @@ Ranks = tuple[Tensor, Tensor]  # (greater, ties), int64
 class Positives:
     """Which candidate each query looks for, and what does not count against it.
 
-    columns: (N,) int64, the positive's column; outside 0..M-1 where another shard holds it. own: (N,) float64, its score.
-    groups: ids (of queries, of candidates); equal ids leave a pair that is no positive out. sets: (N,) int64, the set that a
-    query belongs to as a candidate of the other direction (the texts of one video), sorted; None without that direction.
+    columns: (N,) int64, the positive's column; outside 0..M-1 where another shard holds it.
+    own: (N,) float64, its score, off by up to slack (N,); None: it is exact.
+    groups: ids (of queries, of candidates); equal ids leave a pair that is no positive out.
+    sets: (N,) int64, the set that a query belongs to as a candidate of the other direction (the texts of one video), sorted;
+        None without that direction.
     """
 
     columns: Tensor
     own: Tensor
+    slack: Tensor | None = None
     groups: Ranks | None = None
     sets: Tensor | None = None
 
@@ -38,6 +41,22 @@ class Positives:
         """Of pairs (n_i, m_i), or of broadcastable grids of them: the positives, and those of one group."""
         out = self.columns[n] == m
         return out if self.groups is None else out | (self.groups[0][n] == self.groups[1][m])
+
+    def exact_pairs(self, scores: Scores, n: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """The float64 scores of pairs, and of their queries' positives: needed only where a candidate comes close."""
+        if self.slack is None:
+            return scores.exact(n, m), self.own[n]
+        pair, own = scores.exact(torch.cat([n, n]), torch.cat([m, self.columns[n]])).view(2, -1)
+        return pair, own
+
+    def of_candidates(self, m: int) -> Positives:
+        """The other direction: each candidate's positive is the best of its own queries, and NaN where none is a number."""
+        here = ((self.columns >= 0) & (self.columns < m) & ~self.own.isnan()).nonzero().squeeze(1)
+        at = self.columns[here]
+        best = self.own.new_full((m,), torch.nan).scatter_reduce(0, at, self.own[here], "amax", include_self=False)
+        query = torch.full_like(best, -1, dtype=torch.int64).scatter(0, at, here)
+        slack = None if self.slack is None else torch.zeros_like(best).scatter(0, at, self.slack[here])
+        return Positives(query, best, slack)
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,8 @@ class Band:
     high: Tensor
 
     @staticmethod
-    def around(own: Tensor, error: Tensor, dtype: torch.dtype) -> Band:
+    def around(positives: Positives, error: Tensor, dtype: torch.dtype) -> Band:
+        own, error = positives.own, error if positives.slack is None else error + positives.slack
         # where the margin has no end, everything is close; a NaN positive ranks last whatever it meets, so nothing needs to be
         lost, endless = own.isnan(), error.isinf()
         low = (own - error).masked_fill(endless, -torch.inf).masked_fill(lost, torch.inf)
@@ -69,7 +89,7 @@ class Tally:
         return Tally(*(torch.zeros(n, dtype=torch.int64, device=device) for _ in range(2)))
 
 
-Counter = Callable[[Scores, Positives, Band, "Band | None", Tally, "Tally | None"], bool]
+Counter = Callable[[Scores, Positives, "list[Band]", Tally, "Tally | None"], bool]
 
 
 def sweep(scores: Scores, positives: Positives, counter: Counter | None = None) -> tuple[Ranks, Ranks | None]:
@@ -78,87 +98,82 @@ def sweep(scores: Scores, positives: Positives, counter: Counter | None = None) 
     counter: a kernel that does the counting; it says False where it cannot, and the tiles are walked here.
     """
     n, m = scores.shape
-    errors, dtype = scores.errors(), scores.dtype
-    rows = Tally.empty(n, scores.device)
-    row_band = Band.around(positives.own, errors[0], dtype)
-    columns, column_band, own = None, None, None
+    rows, columns, other = Tally.empty(n, scores.device), None, None
+    bands = [Band.around(positives, scores.errors, scores.dtype)]
     if positives.sets is not None:
-        columns = Tally.empty(m, scores.device)
-        own = best_of(positives, m)
-        column_band = Band.around(own, errors[1], dtype)
-    if counter is None or not counter(scores, positives, row_band, column_band, rows, columns):
-        _walk(scores, positives, own, row_band, column_band, rows, columns)
+        columns, other = Tally.empty(m, scores.device), positives.of_candidates(m)
+        bands.append(Band.around(other, scores.candidate_errors, scores.dtype))
+    if counter is None or not counter(scores, positives, bands, rows, columns):
+        _walk(scores, positives, other, bands, rows, columns)
     _lose(rows, positives.own.isnan(), lambda i: int((~positives.left_out(i, torch.arange(m, device=scores.device))).sum()))
-    if columns is None or own is None or positives.sets is None:
+    if columns is None or other is None or positives.sets is None:
         return (rows.above, rows.ties), None
     sets = positives.sets
     every = torch.arange(n, device=scores.device)
-    _lose(columns, own.isnan(), lambda j: len(sets[~positives.left_out(every, j)].unique()))
+    _lose(columns, other.own.isnan(), lambda j: len(sets[~positives.left_out(every, j)].unique()))
     return (rows.above, rows.ties), (columns.above, columns.ties)
-
-
-def best_of(positives: Positives, m: int) -> Tensor:
-    """The best score among each candidate's own queries, (M,) float64; NaN where it has none that is a number."""
-    here = (positives.columns >= 0) & (positives.columns < m) & ~positives.own.isnan()
-    best = positives.own.new_full((m,), torch.nan)
-    return best.scatter_reduce(0, positives.columns[here], positives.own[here], "amax", include_self=False)
 
 
 def settle_rows(scores: Scores, positives: Positives, rows: Tally, n: Tensor, m: Tensor) -> None:
     """Score the pairs (n_i, m_i) in float64 and count them for their queries."""
     keep = ~positives.left_out(n, m)
     n, m = n[keep], m[keep]
-    score, own = scores.exact(n, m), positives.own[n]
+    score, own = positives.exact_pairs(scores, n, m)
     rows.above.index_add_(0, n, (score > own).long())
     rows.ties.index_add_(0, n, (score == own).long())
 
 
-def settle_sets(scores: Scores, positives: Positives, own: Tensor, columns: Tally, pairs: Tensor, m: Tensor) -> None:
+def settle_sets(scores: Scores, positives: Positives, other: Positives, columns: Tally, pairs: Tensor, m: Tensor) -> None:
     """Score whole sets in float64 against candidates, pair by pair (set_i, m_i), each counted once by its best member."""
     assert positives.sets is not None
     first = torch.searchsorted(positives.sets, pairs)
     count = torch.searchsorted(positives.sets, pairs, right=True) - first
-    pair = torch.arange(len(pairs), device=pairs.device).repeat_interleave(count)
-    n = torch.arange(len(pair), device=pairs.device) - (count.cumsum(0) - count)[pair] + first[pair]
-    keep = ~positives.left_out(n, m[pair])
-    n, pair = n[keep], pair[keep]
+    pair = torch.arange(len(pairs), device=pairs.device)
+    if len(pairs) and int(count.amax()) > 1:
+        pair = pair.repeat_interleave(count)
+        first = torch.arange(len(pair), device=pairs.device) - (count.cumsum(0) - count)[pair] + first[pair]
+    keep = ~positives.left_out(first, m[pair])
+    n, pair = first[keep], pair[keep]
     score = scores.exact(n, m[pair])
     number = ~score.isnan()
     best = score.new_full((len(pairs),), torch.nan).scatter_reduce(0, pair[number], score[number], "amax", include_self=False)
-    columns.above.index_add_(0, m, (best > own[m]).long())
-    columns.ties.index_add_(0, m, (best == own[m]).long())
+    own = other.own[m] if other.slack is None else scores.exact(other.columns[m], m)
+    columns.above.index_add_(0, m, (best > own).long())
+    columns.ties.index_add_(0, m, (best == own).long())
 
 
-def _walk(
-    scores: Scores, positives: Positives, own: Tensor | None, row_band: Band, column_band: Band | None, rows: Tally, columns: Tally | None
-) -> None:
+def _walk(scores: Scores, positives: Positives, other: Positives | None, bands: list[Band], rows: Tally, columns: Tally | None) -> None:
     n, m = scores.shape
     floats = at_once(TILE, scores.device) // scores.width
     width = max(1, min(m, floats // ROWS))
     starts = _cuts(positives.sets, n, max(ROWS, floats // width))
+    # a positive always lies within its own margin, so that where a part holds it, one close candidate is none but itself
+    whole = width >= m and positives.groups is None and bool(((positives.columns >= 0) & (positives.columns < m)).all())
+    alone = len(starts) == 2 and other is not None and bool((other.columns >= 0).all())
     for left in range(0, m, width):
         span = slice(left, min(left + width, m))
         for start, stop in pairwise(starts):
             part = slice(start, stop)
             s = scores.tile(part, span)
-            _leave_out(s, positives, part, span)
-            high, low = row_band.high[part, None], row_band.low[part, None]
+            if positives.groups is not None:  # below everything but -inf, where the settling knows them again
+                s = s.masked_fill(positives.groups[0][part, None] == positives.groups[1][None, span], -torch.inf)
+            high, low = bands[0].high[part, None], bands[0].low[part, None]
             above, close = _tally(s, low, high, 1)
             rows.above[part] += above
-            if (some := close.nonzero().squeeze(1)).numel():
+            if (some := (close > 1).nonzero().squeeze(1) if whole else close.nonzero().squeeze(1)).numel():
                 t = s[some]
                 i, j = (~(t > high[some]) & ~(t < low[some])).nonzero(as_tuple=True)
                 settle_rows(scores, positives, rows, some[i] + start, j + left)
-            if columns is None or column_band is None or own is None or positives.sets is None:
+            if columns is None or other is None or positives.sets is None:
                 continue
             best, sets = _by_set(s, positives.sets[part])
-            high, low = column_band.high[span], column_band.low[span]
+            high, low = bands[1].high[span], bands[1].low[span]
             above, close = _tally(best, low, high, 0)
             columns.above[span] += above
-            if (some := close.nonzero().squeeze(1)).numel():
+            if (some := (close > 1).nonzero().squeeze(1) if alone else close.nonzero().squeeze(1)).numel():
                 t = best[:, some]
                 i, j = (~(t > high[some]) & ~(t < low[some])).nonzero(as_tuple=True)
-                settle_sets(scores, positives, own, columns, sets[i], some[j] + left)
+                settle_sets(scores, positives, other, columns, sets[i], some[j] + left)
 
 
 def _tally(s: Tensor, low: Tensor, high: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -181,20 +196,11 @@ def _cuts(sets: Tensor | None, n: int, rows: int) -> list[int]:
     return [*cuts, n]
 
 
-def _leave_out(s: Tensor, positives: Positives, rows: slice, columns: slice) -> None:
-    """-inf at the positives and within groups: below everything but -inf, where the settling knows them again."""
-    if positives.groups is not None:
-        s.masked_fill_(positives.groups[0][rows, None] == positives.groups[1][None, columns], -torch.inf)
-    column = positives.columns[rows] - columns.start
-    here = ((column >= 0) & (column < s.shape[1])).nonzero().squeeze(1)
-    s[here, column[here]] = -torch.inf
-
-
 def _by_set(s: Tensor, sets: Tensor) -> tuple[Tensor, Tensor]:
     """(n, m) scores -> the best of each set (g, m), and the sets (g,). NaN stays NaN, to be looked at again."""
+    if int(sets[-1] - sets[0]) == len(sets) - 1:  # each a set of its own
+        return s, sets
     unique, counts = torch.unique_consecutive(sets, return_counts=True)
-    if len(unique) == len(sets):
-        return s, unique
     if (counts == counts[0]).all():
         return s.view(len(unique), int(counts[0]), -1).amax(1), unique
     member = torch.arange(len(unique), device=s.device).repeat_interleave(counts)

@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_the_ops_pass_opcheck():
     queries, candidates, positives = problem(2)
-    place = op.indices(sweep.Positives(positives, positives.double(), None, torch.arange(len(queries))))
+    place = op.indices(sweep.Positives(positives, positives.double(), None, None, torch.arange(len(queries))))
     n, m = torch.zeros(len(queries)), torch.zeros(len(candidates))
     opcheck(op._count_above, (queries, candidates, None, *place, n, n + 1, m, m + 1, 20))
     opcheck(op._count_above, (queries, candidates, None, place[0], None, None, None, n, n + 1, None, None, 20))

@@ -31,7 +31,7 @@ def test_counts_and_lists_equal_the_naive_twin(shape, dtype, case):
     bands = (low_n, low_n + 0.3 * d**0.5, low_m, low_m + 0.3 * d**0.5)
     fits, order = op.tile_order(sets)
     assert fits
-    place = op.indices(Positives(positives, torch.zeros(n), groups, sets))
+    place = op.indices(Positives(positives, torch.zeros(n), None, groups, sets))
     made = triton.count_above(queries, candidates, order, *place[:2], None if groups is None else place[2:], bands, n * m)
     expected = reference.count_above(queries.float() @ candidates.float().T, *place, *bands, n * m)
     for counts, twin in zip((made[0], made[1], made[3]), (expected[0], expected[1], expected[3]), strict=True):
@@ -78,7 +78,7 @@ def test_infinite_and_nan_scores_are_close_or_counted_as_eager_counts_them(monke
         op, "_count_above", lambda q, c, o, p, s, _, __, *bands: triton.count_above(q, c, o, p, s, None, bands[:4], bands[4])
     )
     scores = InnerProducts(queries, candidates)
-    place = Positives(positives, op.own_scores(scores, positives), None, positives.unique(return_inverse=True)[1])
+    place = Positives(positives, op.own_scores(scores, positives), None, None, positives.unique(return_inverse=True)[1])
     for fused, eager in zip(sweep(scores, place, op._count), sweep(scores, place), strict=True):
         assert torch.equal(fused[0], eager[0])
         assert torch.equal(fused[1], eager[1])
