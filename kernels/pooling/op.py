@@ -19,7 +19,7 @@ from xmafast.kernels.ranking.op import topk as inner_topk
 from xmafast.kernels.ranking.scores import Scores, at_once, product, wide
 from xmafast.kernels.ranking.sweep import Band, Positives, Ranks, Tally
 
-CHUNK = {"cpu": 2**20, "cuda": 2**26}  # floats of (n, M, F) that are in memory at once
+CHUNK = {"cpu": 2**21, "cuda": 2**26}  # floats of (n, M, F) that are in memory at once
 MOST_FRAMES = 64  # of a video in the text-conditioned kernels, one program of which holds all of them
 NEAR = 2**20  # pairs too close to call that a kernel may list, beside 8 for each text and video
 

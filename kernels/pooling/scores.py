@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from xmafast.kernels.ranking.scores import in_chunks, margin_of, norms, numbers, product, rounding, tree_sum, wide
+from xmafast.kernels.ranking.scores import in_chunks, margin_of, norms, numbers, product, rounding, total, wide
 
 FEW = 16  # frames
 
@@ -99,13 +99,13 @@ class TextConditioned:
         real = self.mask[m].bool()
         text, frames = numbers(self.text[n], dtype), numbers(self.frames[m].masked_fill(~real[..., None], 0), dtype)
         real = real.to(text.device)
-        a = tree_sum(text[:, None] * frames)
+        a = total(text[:, None] * frames)
         logits = (a / self.temperature).masked_fill(~real, -torch.inf)
         top = logits.amax(1, keepdim=True)
         e = (logits - top.masked_fill(top == -torch.inf, 0)).exp()
-        vector = tree_sum((e[..., None] * frames).mT)
-        length = tree_sum(text.square()) * tree_sum(vector.square())
-        return tree_sum(e * a) / length.clamp_min(torch.finfo(length.dtype).tiny).sqrt()
+        vector = total((e[..., None] * frames).mT)
+        length = total(text.square()) * total(vector.square())
+        return total(e * a) / length.clamp_min(torch.finfo(length.dtype).tiny).sqrt()
 
     @cached_property
     def _norms(self) -> tuple[Tensor, Tensor, float]:
@@ -113,13 +113,14 @@ class TextConditioned:
         longest = norms(self.frames.masked_fill(~self.mask.bool()[..., None], 0).reshape(-1, d)).view(-1, f).amax(1)
         return norms(self.text), longest, rounding(self.text, d)
 
-    # a logit a / temperature is off by its share of |t| |f| / temperature, a score by about as much, beside its own rounding
+    # A logit a / temperature is off by its share of |t| |f| / temperature; weights that are off move a score to first order by
+    # the mean over frames of what differs between them, so that a quarter of the logits' margin is ample, beside a score's own.
     @cached_property
     def errors(self) -> Tensor:
         text, longest, margin = self._norms
-        return margin + margin_of(text, longest, margin / self.temperature)
+        return margin + margin_of(text, longest, margin / (4 * self.temperature))
 
     @cached_property
     def candidate_errors(self) -> Tensor:
         text, longest, margin = self._norms
-        return margin + margin_of(longest, text, margin / self.temperature)
+        return margin + margin_of(longest, text, margin / (4 * self.temperature))

@@ -68,8 +68,7 @@ class InnerProducts:
         return in_chunks(self._exact, n, m, dtype, self.queries.shape[1])
 
     def _exact(self, n: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
-        products = numbers(self.queries[n], dtype) * numbers(self.candidates[m], dtype)
-        return tree_sum(products) if dtype == torch.float64 else products.sum(-1)
+        return total(numbers(self.queries[n], dtype) * numbers(self.candidates[m], dtype))
 
     @cached_property
     def _norms(self) -> tuple[Tensor, Tensor, float]:
@@ -167,8 +166,10 @@ def margin_of(own: Tensor, other: Tensor, margin: float) -> Tensor:
     return (margin * longest * own).masked_fill(~(own * longest < RANGE), torch.inf)
 
 
-def tree_sum(x: Tensor) -> Tensor:
-    """The sum over the last axis in one fixed order, pairs of halves: the same bits on every device and for every batch."""
+def total(x: Tensor) -> Tensor:
+    """The sum over the last axis; of float64 in one fixed order, pairs of halves: the same bits on every device and for every batch."""
+    if x.dtype != torch.float64:
+        return x.sum(-1)
     while (n := x.shape[-1]) > 1:
         half = n // 2
         if n % 2 == 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xmafast.kernels.ranking.scores import Scores, at_once
 
-TILE = {"cpu": 2**20, "cuda": 2**25}  # floats of a tile: in a core's cache, or enough to fill a GPU
+TILE = {"cpu": 2**21, "cuda": 2**25}  # floats of a tile: in a core's cache, or enough to fill a GPU
 ROWS = 256  # of a tile at least, so that its product is worth the name
 Ranks = tuple[Tensor, Tensor]  # (greater, ties), int64
 
