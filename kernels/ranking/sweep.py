@@ -148,8 +148,9 @@ def _walk(scores: Scores, positives: Positives, other: Positives | None, bands: 
     width = max(1, min(m, floats // ROWS))
     starts = _cuts(positives.sets, n, max(ROWS, floats // width))
     # a positive always lies within its own margin, so that where a part holds it, one close candidate is none but itself
-    whole = width >= m and positives.groups is None and bool(((positives.columns >= 0) & (positives.columns < m)).all())
-    alone = len(starts) == 2 and other is not None and bool((other.columns >= 0).all())
+    itself = positives.groups is None  # a group takes its positives out as well
+    whole = itself and width >= m and bool(((positives.columns >= 0) & (positives.columns < m)).all())
+    alone = itself and len(starts) == 2 and other is not None and bool((other.columns >= 0).all())
     for left in range(0, m, width):
         span = slice(left, min(left + width, m))
         for start, stop in pairwise(starts):

@@ -86,6 +86,13 @@ def test_candidates_of_the_querys_group_are_left_out(impl, both):
         call = ranks_both if both else ranks
         found = call(queries, candidates, positives, group_ids=groups, impl=impl)
         same(found[0] if both else found, truth(queries, candidates, positives, groups))
+        if both:
+            scores = truth(queries, candidates, positives)[2]
+            for video, (above, ties) in enumerate(zip(*found[1], strict=True)):
+                own = scores[positives == video, video]
+                sets = [(positives == v) & (groups[0] != groups[1][video]) for v in positives.unique() if v != video]
+                best = torch.stack([scores[s, video].max() for s in sets if s.any()] or [torch.tensor(-torch.inf)])
+                assert not len(own) or (above, ties) == ((best > own.max()).sum(), (best == own.max()).sum())
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -103,6 +110,18 @@ def test_both_directions_from_one_sweep(dtype, impl):
         same((v2t[0][described], v2t[1][described]), expected)
         rest = torch.ones(len(video), dtype=torch.bool).index_fill(0, described, False)
         assert (v2t[0][rest] == len(described)).all()  # a video without a text is last
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_only_candidate_that_is_close_is_not_taken_for_the_positive(impl, grouped):
+    """The same text twice, of two videos: a tie in the other direction, also where groups take the positives out of the tile."""
+    text = torch.randn(1, 9, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    groups = (torch.arange(2), torch.arange(2)) if grouped else None
+    _, v2t = ranks_both(text, torch.eye(9)[:2], group_ids=groups, impl=impl)
+    same(v2t, (torch.zeros(2).long(), torch.ones(2).long()))
+    video = torch.eye(9)[[3, 3]]
+    same(ranks(text, video, torch.arange(2), group_ids=groups, impl=impl), (torch.zeros(2).long(), torch.ones(2).long()))
 
 
 def test_the_diagonal_is_the_default_and_needs_a_square():
