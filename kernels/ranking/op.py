@@ -145,12 +145,10 @@ def score_positives(queries: Tensor, candidates: Tensor, positives: Tensor, *, o
     return own_scores(InnerProducts(*_prepared(queries, candidates)), positives.long() - offset)
 
 
-def own_scores(scores: Scores, columns: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def own_scores(scores: Scores, columns: Tensor) -> Tensor:
     here = ((columns >= 0) & (columns < scores.shape[1])).nonzero().squeeze(1)
-    if len(here) == len(columns):
-        return scores.exact(here, columns, dtype)
     own = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
-    own[here] = scores.exact(here, columns[here], dtype)
+    own[here] = scores.exact(here, columns[here])
     return own
 
 
@@ -184,8 +182,10 @@ def rank_of_scores(
     positives = positives.to(device).long()
     if positives.shape != (n,):
         raise ValueError(f"{n} queries need {n} positives, not {tuple(positives.shape)}")
-    columns = positives - offset
-    if given is None and n and not (m and int(columns.amin()) >= 0 and int(columns.amax()) < m):
+    columns = positives - offset if offset else positives
+    first, last = (int(end) for end in columns.aminmax()) if n else (0, -1)
+    inside = first >= 0 and last < m
+    if given is None and not inside:
         raise ValueError(
             f"a positive lies outside the candidates {offset} to {offset + m - 1}; for a shard of candidates, give "
             "positive_scores (the sum of score_positives over the shards)"
@@ -207,7 +207,7 @@ def rank_of_scores(
     if counter is None and n * m * scores.width <= at_once(TILE, device):
         scores = Formed(scores)
     own, slack = _own(scores, columns, given, rough=sets is None or not n or int(sets[-1]) == n - 1)
-    rows, other = sweep(scores, Positives(columns, own, slack, groups, sets), counter)
+    rows, other = sweep(scores, Positives(columns, own, slack, groups, sets, inside), counter)
     if order is not None:
         back = torch.empty_like(order)
         back[order] = torch.arange(n, device=device)
@@ -219,12 +219,14 @@ def _own(scores: Scores, columns: Tensor, given: Tensor | None, *, rough: bool) 
     """The positives' scores, and how far they may be off: float32 will do until a candidate comes close."""
     if given is not None:
         return given.to(scores.device, torch.float64), None
+    every = torch.arange(len(columns), device=columns.device)
     if not rough or scores.dtype == torch.float64:
-        return own_scores(scores, columns), None
-    own, slack = own_scores(scores, columns, torch.float32), scores.errors
-    if len(odd := (~own.isfinite()).nonzero().squeeze(1)):  # float32 may have run over
+        return scores.exact(every, columns), None
+    own = scores.exact(every, columns, torch.float32)
+    if not own.sum().isfinite():  # float32 may have run over
+        odd = (~own.isfinite()).nonzero().squeeze(1)
         own[odd] = scores.exact(odd, columns[odd])
-    return own, slack
+    return own, scores.errors
 
 
 def _rank_inner(

@@ -29,6 +29,7 @@ class Positives:
     groups: ids (of queries, of candidates); equal ids leave a pair that is no positive out.
     sets: (N,) int64, the set that a query belongs to as a candidate of the other direction (the texts of one video), sorted;
         None without that direction.
+    inside: whether no column is another shard's.
     """
 
     columns: Tensor
@@ -36,6 +37,7 @@ class Positives:
     slack: Tensor | None = None
     groups: Ranks | None = None
     sets: Tensor | None = None
+    inside: bool = False
 
     def left_out(self, n: Tensor, m: Tensor) -> Tensor:
         """Of pairs (n_i, m_i), or of broadcastable grids of them: the positives, and those of one group."""
@@ -149,7 +151,7 @@ def _walk(scores: Scores, positives: Positives, other: Positives | None, bands: 
     starts = _cuts(positives.sets, n, max(ROWS, floats // width))
     # a positive always lies within its own margin, so that where a part holds it, one close candidate is none but itself
     itself = positives.groups is None  # a group takes its positives out as well
-    whole = itself and width >= m and bool(((positives.columns >= 0) & (positives.columns < m)).all())
+    whole = itself and width >= m and positives.inside
     alone = itself and len(starts) == 2 and other is not None and bool((other.columns >= 0).all())
     for left in range(0, m, width):
         span = slice(left, min(left + width, m))
