@@ -10,6 +10,8 @@ import typer
 from xmafast.cli.options import JSON, WORKSPACE
 from xmafast.cli.output import out, print_json
 
+COUNTS = ("published", "found", "files", "captions", "frames, words")
+
 
 def datasets(
     name: Annotated[str | None, typer.Argument(help="One data set (default: all).")] = None,
@@ -21,7 +23,7 @@ def datasets(
 
     Examples: xmafast datasets | xmafast datasets msvd --root ~/msvd
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from xmafast.datasets import DATASETS, default_root, loader
     from xmafast.errors import UsageError
@@ -34,7 +36,8 @@ def datasets(
     if json:
         print_json(rows)
         return
-    table = Table("data set", "split", "published", "found", "with a file", "captions", "frames, words")
+    name_column = Column("data set", no_wrap=True, min_width=max(map(len, DATASETS)))
+    table = Table(name_column, "split", *(Column(head, justify="right") for head in COUNTS))
     for row in rows:
         for i, split in enumerate(row["splits"]):
             cells = ["" if split[key] is None else f"{split[key]:,}" for key in ("expected", "found", "files", "captions")]
