@@ -21,12 +21,10 @@ COLUMNS = 64  # frames of all videos of a tile
 
 
 @triton.jit
-def pool_kernel(
-    frames, mask, out, F, stride_m, stride_f, D: tl.constexpr, EPS: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr
-):  # fmt: skip
-    """out (M, D) float32: the normalised sum of a video's normalised real frames."""
-    video = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
+def _sum_of_units(
+    frames, mask, video, d, F, stride_m, stride_f, D: tl.constexpr, EPS: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The sum (BLOCK_D,) of a video's normalised real frames."""
     total = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, F, BLOCK_F):
         f = start + tl.arange(0, BLOCK_F)
@@ -35,6 +33,17 @@ def pool_kernel(
         x = tl.load(at, mask=real[:, None] & (d[None, :] < D), other=0.0).to(tl.float32)
         length = tl.maximum(tl.sqrt_rn(tl.sum(x * x, 1)), EPS)
         total += tl.sum(x / length[:, None], 0)
+    return total
+
+
+@triton.jit
+def pool_kernel(
+    frames, mask, out, F, stride_m, stride_f, D: tl.constexpr, EPS: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """out (M, D) float32: the normalised sum of a video's normalised real frames."""
+    video = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    total = _sum_of_units(frames, mask, video, d, F, stride_m, stride_f, D, EPS, BLOCK_F, BLOCK_D)
     total /= tl.maximum(tl.sqrt_rn(tl.sum(total * total, 0)), EPS)
     tl.store(out + video * D + d, total, mask=d < D)
 
@@ -46,14 +55,7 @@ def pool_backward_kernel(
     """out (M, F, D): the gradient at the frames of ``grad`` (M, D) at the pooled vectors. Below EPS a norm is a constant."""
     video = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(0, F, BLOCK_F):
-        f = start + tl.arange(0, BLOCK_F)
-        real = (f < F) & (tl.load(mask + video * F + f, mask=f < F, other=0) != 0)
-        at = frames + video * stride_m + f.to(tl.int64)[:, None] * stride_f + d[None, :]
-        x = tl.load(at, mask=real[:, None] & (d[None, :] < D), other=0.0).to(tl.float32)
-        length = tl.maximum(tl.sqrt_rn(tl.sum(x * x, 1)), EPS)
-        total += tl.sum(x / length[:, None], 0)
+    total = _sum_of_units(frames, mask, video, d, F, stride_m, stride_f, D, EPS, BLOCK_F, BLOCK_D)
     whole = tl.sqrt_rn(tl.sum(total * total, 0))
     g = tl.load(grad + video * D + d, mask=d < D, other=0.0).to(tl.float32)
     pooled = total / tl.maximum(whole, EPS)

@@ -7,29 +7,9 @@ import sys
 import pytest
 from published import PUBLISHED, msvd
 
-from xmafast.cli import main
 from xmafast.datasets import DATASETS
 
 FEW = ("--json", "--frames", "2", "--size", "96")
-
-
-@pytest.fixture
-def call(capfd, tmp_path, monkeypatch):
-    """Run xmafast in an empty workspace: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        capfd.readouterr()
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_datasets_lists_what_is_published_and_what_is_found(call, tmp_path):
