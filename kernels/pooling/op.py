@@ -12,7 +12,7 @@ from torch import Tensor
 from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.pooling import reference
 from xmafast.kernels.pooling.scores import TextConditioned, Videos, pooled, score
-from xmafast.kernels.ranking.op import indices, limits, own_scores, rank_of_scores, settle, tile_order, topk_of
+from xmafast.kernels.ranking.op import NEAR, indices, limits, own_scores, rank_of_scores, settle, tile_order, topk_of
 from xmafast.kernels.ranking.op import ranks as inner_ranks
 from xmafast.kernels.ranking.op import ranks_both as inner_ranks_both
 from xmafast.kernels.ranking.op import topk as inner_topk
@@ -21,7 +21,6 @@ from xmafast.kernels.ranking.sweep import Band, Positives, Ranks, Tally
 
 CHUNK = {"cpu": 2**21, "cuda": 2**26}  # floats of (n, M, F) that are in memory at once
 MOST_FRAMES = 64  # of a video in the text-conditioned kernels, one program of which holds all of them
-NEAR = 2**20  # pairs too close to call that a kernel may list, beside 8 for each text and video
 
 
 @torch.library.custom_op("xmafast::pool_frames", mutates_args=(), device_types="cuda")
