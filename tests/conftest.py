@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
 from pathlib import Path
 
-import open_clip
 import pytest
-import torch
-from open_clip.tokenizer import SimpleTokenizer
+from support import demo_split, shallow
 
 from xmafast.backbone import Backbone, load_backbone
 from xmafast.cache import build_cache
-from xmafast.datasets import demo
-from xmafast.datasets.base import Split, Video
-
-PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
 
 @pytest.fixture(scope="session")
 def demo_backbone() -> Backbone:
     return load_backbone("demo")
-
-
-def shallow(name: str, vision: int = 2, text: int = 2, **changes: object) -> Backbone:
-    """A named open_clip model with random weights, its real widths, and few blocks."""
-    config = copy.deepcopy(open_clip.get_model_config(name)) | changes
-    config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = vision, text
-    custom = config.pop("custom_text", False)
-    torch.manual_seed(0)
-    clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
-    return Backbone(name, "none", clip, SimpleTokenizer(), PREPROCESS)
 
 
 @pytest.fixture(scope="session")
@@ -44,15 +27,6 @@ def vit_b32() -> Backbone:
 @pytest.fixture(scope="session")
 def vit_l14() -> Backbone:
     return shallow("ViT-L-14", vision=4, text=2)
-
-
-def demo_split(name: str, count: int, root: Path = demo.ROOT) -> Split:
-    """The first ``count`` clips of a split of the embedded data."""
-    from dataclasses import replace
-
-    split = demo.load(demo.ROOT, name)
-    videos = [Video(v.id, root / Path(v.path).relative_to(demo.ROOT), v.captions) for v in split.videos[:count] if v.path]
-    return replace(split, videos=videos, root=root)
 
 
 @pytest.fixture(scope="session")

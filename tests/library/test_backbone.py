@@ -1,8 +1,8 @@
 import open_clip
 import pytest
 import torch
-from conftest import shallow
 from safetensors.torch import save_file
+from support import shallow
 
 from xmafast.backbone import backbone_shape, load_backbone
 from xmafast.blocks import Places

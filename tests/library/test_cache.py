@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import demo_split
+from support import demo_split
 
 from xmafast.cache import FrameCache, Status, build_cache, open_splits
 from xmafast.cache.decode import decode
@@ -208,7 +208,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_row(tmp_path):
 BUILD = (
     "import sys; sys.path.insert(0, sys.argv[2])\n"
     "from pathlib import Path\n"
-    "from conftest import demo_split\n"
+    "from support import demo_split\n"
     "from xmafast.cache import build_cache\n"
     "if __name__ == '__main__':\n"
     "    build_cache(demo_split('train', 60), Path(sys.argv[1]), frames=4, sampling='uniform', size=64, workers=2)\n"

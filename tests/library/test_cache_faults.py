@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import demo_split
+from support import demo_split
 
 from xmafast.cache import FrameCache, Status, build_cache, repair, verify
 from xmafast.cache.lock import locked
 from xmafast.errors import CacheError
 
 OPTIONS = {"frames": 2, "sampling": "uniform", "size": 32, "workers": 1}
-BUILD = "from conftest import demo_split; from xmafast.cache import build_cache; import sys, resource"
+BUILD = "from support import demo_split; from xmafast.cache import build_cache; import sys, resource"
 
 
 def damage(path, row, byte=100):

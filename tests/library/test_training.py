@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import demo_split
+from support import demo_split
 
 from xmafast.backbone import load_backbone
 from xmafast.cache import build_cache
