@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xmafast import kernels
 from xmafast.kernels.pooling import reference as pooling
+from xmafast.kernels.ranking.scores import product
 
 
 def clips(setup: Setup, n: int, m: int, f: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +77,10 @@ def ranks(setup: Setup, *, n: int, m: int, d: int, both: bool = False, alone: bo
         forms |= {"open_clip chunked": Form(lambda: rivals.open_clip_ranks(queries, candidates, texts, both=both), loose)}
         forms |= compiled(setup, matmul, plain, loose)
     forms |= {"matmul + comparison": Form(matmul(plain), loose, needs=matrix)}
-    if setup.device == "cuda" and not alone:
+    if not alone:
         forms |= {"the product alone": Form(lambda: queries @ candidates.T, None, needs=matrix)}
+    if setup.device == "cpu":
+        forms |= {"the product alone, oneDNN's": Form(lambda: product(queries, candidates), None, needs=matrix)}
 
     def truth() -> list[tuple[Tensor, Tensor, Tensor]]:
         def scores(rows: Tensor | slice, columns: Tensor | slice) -> Tensor:

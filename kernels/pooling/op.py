@@ -11,15 +11,15 @@ from torch import Tensor
 
 from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.pooling import reference
-from xmafast.kernels.pooling.scores import TextConditioned, Videos, pooled, score
+from xmafast.kernels.pooling.scores import TextConditioned, Videos, length, pooled, score
 from xmafast.kernels.ranking.op import NEAR, indices, limits, own_scores, rank_of_scores, settle, tile_order, topk_of
 from xmafast.kernels.ranking.op import ranks as inner_ranks
 from xmafast.kernels.ranking.op import ranks_both as inner_ranks_both
 from xmafast.kernels.ranking.op import topk as inner_topk
-from xmafast.kernels.ranking.scores import Scores, at_once, product, wide
+from xmafast.kernels.ranking.scores import Scores, product, wide
 from xmafast.kernels.ranking.sweep import Band, Positives, Ranks, Tally
 
-CHUNK = {"cpu": 2**21, "cuda": 2**26}  # floats of (n, M, F) that are in memory at once
+CHUNK = {"cpu": 2**21, "cuda": 2**26}  # floats of (n, M, F) that a backward pass has in memory at once
 MOST_FRAMES = 64  # of a video in the text-conditioned kernels, one program of which holds all of them
 
 
@@ -90,12 +90,7 @@ def _score(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Te
 
 @_score.register_kernel("cpu")
 def _(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    videos = Videos.of(frames, mask)
-    n, (m, f, _d) = len(text), frames.shape
-    out = text.new_empty((n, m), dtype=wide(text))
-    for rows, columns in _tiles(n, m, f, text.device):
-        out[rows, columns] = score(text[rows], pooled(text[rows], videos.part(columns), temperature))
-    return out
+    return TextConditioned(text, frames, mask, temperature).matrix()
 
 
 @_score.register_fake
@@ -107,10 +102,10 @@ def _(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Tensor:
 def _score_backward(text: Tensor, frames: Tensor, mask: Tensor, temperature: float, grad: Tensor) -> tuple[Tensor, Tensor]:
     from xmafast.kernels.pooling import triton
 
-    gram, length = _of_videos(text, frames, mask)
+    gram, lengths = _of_videos(text, frames, mask)
 
     def pieces(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return launch(triton.score_backward, text[rows], frames, mask, gram, length[rows], temperature, grad[rows])
+        return launch(triton.score_backward, text[rows], frames, mask, gram, lengths[rows], temperature, grad[rows])
 
     return _through_scores(text, frames, mask, pieces, max(1, CHUNK["cuda"] // max(1, frames.shape[0] * frames.shape[1])))
 
@@ -121,12 +116,13 @@ def _(text: Tensor, frames: Tensor, mask: Tensor, temperature: float, grad: Tens
 
     def pieces(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p = pooled(text[rows], videos, temperature)
-        s, g = score(text[rows], p), grad[rows]
-        square = p.square.clamp_min(torch.finfo(p.square.dtype).tiny)
-        root, ratio = g / (square.sqrt() * _length(text[rows])[:, None]), p.numerator / square
+        numerator, square = p.sums()
+        s, g = score(text[rows], numerator, square), grad[rows]
+        square = square.clamp_min(torch.finfo(square.dtype).tiny)
+        root, ratio = g.T / (square.sqrt() * length(text[rows])), numerator / square
         da = p.e * root[:, None] * (1 + (p.a - ratio[:, None] * p.ge) / temperature)
         weighted = p.e * (root * ratio)[:, None]
-        return da.to(text.dtype).transpose(1, 2), p.e.transpose(1, 2), weighted.transpose(1, 2), g * s
+        return da.to(text.dtype).permute(2, 0, 1), p.e.permute(2, 0, 1), weighted.permute(2, 0, 1), g * s
 
     return _through_scores(text, frames, mask, pieces, max(1, CHUNK["cpu"] // max(1, frames.shape[0] * frames.shape[1])))
 
@@ -153,7 +149,7 @@ def _through_scores(
         rows = slice(start, start + step)
         da, e, weighted, shrink = pieces(rows)
         da = da.reshape(len(da), m * f)
-        own = shrink.sum(1, keepdim=True) / _length(text[rows])[:, None].square()
+        own = shrink.sum(1, keepdim=True) / length(text[rows])[:, None].square()
         dtext[rows] = (product(da, flat.T) - own * text[rows]).to(text.dtype)
         dflat += product(da.T, text[rows].T)
         gram += torch.bmm(weighted.permute(1, 2, 0), e.permute(1, 0, 2))
@@ -266,11 +262,7 @@ def text_conditioned_similarity(
         return _score(_unit_stride(text), _unit_stride(frames), _bytes(mask, frames), temperature).to(dtype)
     if torch.is_grad_enabled() and (text.requires_grad or frames.requires_grad):
         return reference.text_conditioned_similarity(text, frames, mask, temperature=temperature)
-    scores = TextConditioned(text, frames, mask, temperature)
-    out = text.new_empty(scores.shape)
-    for rows, columns in _tiles(*scores.shape, frames.shape[1], text.device):
-        out[rows, columns] = scores.tile(rows, columns)
-    return out
+    return TextConditioned(text, frames, mask, temperature).matrix().to(dtype)
 
 
 def ranks_over_frames(
@@ -390,20 +382,7 @@ def _of_videos(text: Tensor, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tens
     real = mask.bool()
     kept = frames.masked_fill(~real[..., None], 0)
     gram = torch.bmm(kept, kept.mT) if kept.dtype == torch.float32 else torch.bmm(kept, kept.mT, out_dtype=torch.float32)
-    return gram, _length(text)
-
-
-def _length(text: Tensor) -> Tensor:
-    dtype = wide(text)
-    return torch.linalg.vector_norm(text, dim=1, dtype=dtype).clamp_min(torch.finfo(dtype).tiny ** 0.5)
-
-
-def _tiles(n: int, m: int, f: int, device: torch.device) -> list[tuple[slice, slice]]:
-    """Row and column ranges that keep (n, m, F) to a chunk: square-ish, so that a tile's product is worth the name."""
-    pairs = max(1, at_once(CHUNK, device) // (3 * max(1, f)))
-    rows = max(1, min(n, 256))
-    columns = max(1, min(m, pairs // max(1, rows)))
-    return [(slice(r, min(r + rows, n)), slice(c, min(c + columns, m))) for c in range(0, m, columns) for r in range(0, n, rows)]
+    return gram, length(text)
 
 
 def _unit_stride(x: Tensor) -> Tensor:

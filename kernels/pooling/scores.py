@@ -9,62 +9,76 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from xmafast.kernels.ranking.scores import in_chunks, margin_of, norms, numbers, product, rounding, total, wide
-
-FEW = 16  # frames
+from xmafast.kernels.ranking.scores import at_once, in_chunks, margin_of, norms, numbers, product, rounding, total, wide
+from xmafast.kernels.ranking.sweep import ROWS, TILE
 
 
 @dataclass(frozen=True)
 class Videos:
-    """M videos of F frames, ready to be scored: frames (F, M, D) with padding zeroed, gram (F, F, M), real (F, M)."""
+    """M videos of F frames, ready to be scored: frames (M, F, D) with padding zeroed, gram (M, F, F), bias (M, F, 1), which is -inf
+    at padding and None without any."""
 
     frames: Tensor
     gram: Tensor
-    real: Tensor
+    bias: Tensor | None
 
     @staticmethod
     def of(frames: Tensor, mask: Tensor) -> Videos:
         real = mask.bool().to(frames.device)
-        kept = frames.masked_fill(~real[..., None], 0)
+        padded = not bool(real.all())
+        kept = (frames.masked_fill(~real[..., None], 0) if padded else frames).contiguous()
         wider = kept.to(wide(kept))
-        gram = torch.bmm(wider, wider.mT).permute(1, 2, 0).contiguous()
-        return Videos(kept.transpose(0, 1).contiguous(), gram, real.T.contiguous())
+        if not kept.is_cuda:
+            kept = wider  # whose products in half precision PyTorch would widen anew for each tile
+        bias = torch.zeros_like(wider[..., :1]).masked_fill_(~real[..., None], -torch.inf) if padded else None
+        return Videos(kept, torch.bmm(wider, wider.mT), bias)
 
     def part(self, columns: slice) -> Videos:
-        return Videos(self.frames[:, columns], self.gram[..., columns], self.real[:, columns])
+        return Videos(self.frames[columns], self.gram[columns], None if self.bias is None else self.bias[columns])
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """Of n texts and m videos: a (n, F, m) inner products, e (n, F, m) weights up to their sum, ge (n, F, m) = G e,
-    numerator (n, m) = e'a and square (n, m) = e'Ge, the squared norm of the pooled vector up to the weights' sum."""
+    """Of n texts and m videos: a (m, F, n) inner products, e (m, F, n) weights up to their sum, and ge (m, F, n) = G e."""
 
     a: Tensor
     e: Tensor
     ge: Tensor
-    numerator: Tensor
-    square: Tensor
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """numerator (m, n) = e'a, and square (m, n) = e'Ge, the squared norm of the pooled vector up to the weights' sum."""
+        return (self.e * self.a).sum(1), (self.e * self.ge).sum(1)
 
 
-def pooled(text: Tensor, videos: Videos, temperature: float) -> Pooled:
-    """The sums behind the header, in float32 (float64 of float64): the weights' sum cancels in the score, so it is left out."""
-    f, m = videos.real.shape
-    a = product(text, videos.frames.reshape(f * m, text.shape[1])).view(-1, f, m)
-    e = (a / temperature).masked_fill_(~videos.real, -torch.inf)
-    top = e.amax(1, keepdim=True)
-    e = e.sub_(top.masked_fill_(top == -torch.inf, 0)).exp_()
-    if f <= FEW:
-        ge = torch.stack([(e * videos.gram[j]).sum(1) for j in range(f)], 1)  # a product of matrices so small costs more than its sums
-    else:
-        ge = torch.bmm(e.permute(2, 0, 1), videos.gram.permute(2, 0, 1)).permute(1, 2, 0)
-    return Pooled(a, e, ge, (e * a).sum(1), (e * ge).sum(1))
+def pooled(text: Tensor, videos: Videos, temperature: float, room: Tensor | None = None) -> Pooled:
+    """The sums behind the header, in float32 (float64 of float64): the weights' sum cancels in the score, so it is left out.
+
+    room: (2, at least m F n), memory for e and ge that is used again for the next tile.
+    """
+    m, f, d = videos.frames.shape
+    a = product(videos.frames.view(m * f, d), text.to(videos.frames.dtype)).view(m, f, -1)
+    e, ge = (torch.empty_like(a), torch.empty_like(a)) if room is None else (part[: a.numel()].view(a.shape) for part in room)
+    torch.mul(a, 1 / temperature, out=e)
+    if videos.bias is None:
+        e.sub_(e.amax(1, keepdim=True))
+    else:  # the weights of padding multiply zeros, and need no more than to stay finite: exp of -inf is several times as slow
+        top = torch.add(e, videos.bias, out=ge).amax(1, keepdim=True)
+        e.sub_(top.masked_fill_(top == -torch.inf, 0)).clamp_(max=0)
+    e.exp_()
+    torch.bmm(videos.gram, e, out=ge)
+    return Pooled(a, e, ge)
 
 
-def score(text: Tensor, p: Pooled) -> Tensor:
+def score(text: Tensor, numerator: Tensor, square: Tensor) -> Tensor:
     """(n, m) cosines between texts and their pooled videos; 0 for a video without real frames."""
-    tiny = torch.finfo(p.square.dtype).tiny
-    length = torch.linalg.vector_norm(text, dim=1, keepdim=True, dtype=p.square.dtype).clamp_min(tiny**0.5)
-    return p.numerator / (p.square.clamp_min(tiny).sqrt() * length)
+    tiny = torch.finfo(square.dtype).tiny
+    return (numerator / (square.clamp_min(tiny).sqrt() * length(text))).T
+
+
+def length(text: Tensor) -> Tensor:
+    """(n,) norms, none of them zero, in float32 (float64 of float64)."""
+    dtype = wide(text)
+    return torch.linalg.vector_norm(text, dim=1, dtype=dtype).clamp_min(torch.finfo(dtype).tiny ** 0.5)
 
 
 class TextConditioned:
@@ -82,6 +96,7 @@ class TextConditioned:
         self.kernel = kernel  # (text, frames, mask, temperature) -> (n, m); None scores the tiles here
         self.videos = None if kernel else Videos.of(self.frames, mask)
         self.shape = len(text), len(frames)
+        self._room: Tensor | None = None
         self.width = 1 if kernel else 3 * frames.shape[1]
         self.device, self.dtype = text.device, wide(text)
 
@@ -90,7 +105,24 @@ class TextConditioned:
         if self.kernel is not None:
             return self.kernel(text, self.frames[columns], self.mask[columns], self.temperature)
         assert self.videos is not None
-        return score(text, pooled(text, self.videos.part(columns), self.temperature))
+        videos = self.videos.part(columns)
+        size = len(text) * videos.frames.shape[0] * videos.frames.shape[1]
+        if self._room is None or self._room.shape[1] < size:
+            self._room = torch.empty((2, size), dtype=self.dtype, device=self.device)
+        p = pooled(text, videos, self.temperature, self._room)
+        return score(text, p.a.mul_(p.e).sum(1), p.ge.mul_(p.e).sum(1))
+
+    def matrix(self) -> Tensor:
+        """(N, M) scores, tile by tile: square-ish, so that a tile's product is worth the name."""
+        n, m = self.shape
+        out = torch.empty((n, m), dtype=self.dtype, device=self.device)
+        rows = max(1, min(n, ROWS))
+        columns = max(1, min(m, at_once(TILE, self.device) // (self.width * rows)))
+        for left in range(0, m, columns):
+            for start in range(0, n, rows):
+                part, span = slice(start, start + rows), slice(left, left + columns)
+                out[part, span] = self.tile(part, span)
+        return out
 
     def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         return in_chunks(self._exact, n, m, dtype, self.frames.shape[1] * self.frames.shape[2])
@@ -110,7 +142,8 @@ class TextConditioned:
     @cached_property
     def _norms(self) -> tuple[Tensor, Tensor, float]:
         _, f, d = self.frames.shape
-        longest = norms(self.frames.masked_fill(~self.mask.bool()[..., None], 0).reshape(-1, d)).view(-1, f).amax(1)
+        frames = self.frames.masked_fill(~self.mask.bool()[..., None], 0) if self.videos is None else self.videos.frames
+        longest = norms(frames.view(-1, d)).view(-1, f).amax(1)
         return norms(self.text), longest, rounding(self.text, d)
 
     # A logit a / temperature is off by its share of |t| |f| / temperature; weights that are off move a score to first order by

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from xmafast.kernels.dispatch import launch, use_triton
 from xmafast.kernels.ranking import reference
-from xmafast.kernels.ranking.scores import Formed, InnerProducts, Scores, at_once
+from xmafast.kernels.ranking.scores import Formed, InnerProducts, Scores, at_once, finite
 from xmafast.kernels.ranking.select import select
-from xmafast.kernels.ranking.sweep import TILE, Band, Counter, Positives, Ranks, Tally, settle_rows, settle_sets, sweep
+from xmafast.kernels.ranking.sweep import TILE, Band, Counter, Positives, Ranks, Tally, each_its_own, settle_rows, settle_sets, sweep
 
 GATHERED = 2**25  # elements that a chunk of gathered candidates may hold
 NEAR = 2**20  # pairs too close to call that a kernel may list, beside 8 for each query and candidate
@@ -197,17 +197,20 @@ def rank_of_scores(
         groups = (group_ids[0].to(device).contiguous(), group_ids[1].to(device).contiguous())
         if groups[0].shape != (n,) or groups[1].shape != (m,):
             raise ValueError(f"group_ids must be ({n},) and ({m},), not {tuple(groups[0].shape)} and {tuple(groups[1].shape)}")
-    order = None
-    if both and bool((positives[1:] < positives[:-1]).any()):  # the texts of one video must follow each other
-        order = positives.argsort(stable=True)
-        scores, columns, positives = build(order), columns[order], positives[order]
-        groups = None if groups is None else (groups[0][order], groups[1])
-        given = None if given is None else given[order]
-    sets = positives.unique(return_inverse=True)[1] if both else None
+    order = sets = None
+    if both and bool((positives[1:] > positives[:-1]).all()):
+        sets = torch.arange(n, device=device)
+    elif both:
+        sets = positives.unique(return_inverse=True)[1]
+        if bool((sets[1:] < sets[:-1]).any()):  # the texts of one video must follow each other
+            order = positives.argsort(stable=True)
+            scores, columns, sets = build(order), columns[order], sets[order]
+            groups = None if groups is None else (groups[0][order], groups[1])
+            given = None if given is None else given[order]
     if counter is None and n * m * scores.width <= at_once(TILE, device):
         scores = Formed(scores)
-    own, slack = _own(scores, columns, given, rough=sets is None or not n or int(sets[-1]) == n - 1)
-    rows, other = sweep(scores, Positives(columns, own, slack, groups, sets, inside), counter)
+    own, slack = _own(scores, columns, given, rough=sets is None or each_its_own(sets))
+    rows, other = sweep(scores, Positives(columns, own, slack, groups, sets), counter)
     if order is not None:
         back = torch.empty_like(order)
         back[order] = torch.arange(n, device=device)
@@ -219,11 +222,14 @@ def _own(scores: Scores, columns: Tensor, given: Tensor | None, *, rough: bool) 
     """The positives' scores, and how far they may be off: float32 will do until a candidate comes close."""
     if given is not None:
         return given.to(scores.device, torch.float64), None
-    every = torch.arange(len(columns), device=columns.device)
-    if not rough or scores.dtype == torch.float64:
-        return scores.exact(every, columns), None
-    own = scores.exact(every, columns, torch.float32)
-    if not own.sum().isfinite():  # float32 may have run over
+    if isinstance(scores, Formed) and rough and scores.dtype == torch.float32:
+        own = scores.matrix.gather(1, columns[:, None]).squeeze(1).double()
+    else:
+        every = torch.arange(len(columns), device=columns.device)
+        if not rough or scores.dtype == torch.float64:
+            return scores.exact(every, columns), None
+        own = scores.exact(every, columns, torch.float32)
+    if not finite(own):  # float32 may have run over
         odd = (~own.isfinite()).nonzero().squeeze(1)
         own[odd] = scores.exact(odd, columns[odd])
     return own, scores.errors

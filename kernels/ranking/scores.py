@@ -7,6 +7,8 @@ float64 arithmetic, at the speed of float32 or bfloat16.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 
 PAIRS = {"cpu": 2**18, "cuda": 2**26}  # float64 numbers of a chunk of re-scored pairs: in a core's cache, or enough to fill a GPU
+# PyTorch's own float32 product on CPU is MKL's, which is slower than oneDNN's where the processor is AMD's
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 RANGE = 1e37  # products beyond may overflow float32
 
 
@@ -97,9 +101,8 @@ class Formed:
 
     def __init__(self, scores: Scores) -> None:
         self.scores, self.shape, self.dtype, self.device = scores, scores.shape, scores.dtype, scores.device
+        self.errors = scores.errors  # before the product, which then finds its operands in the cache
         self.matrix = scores.tile(slice(0, self.shape[0]), slice(0, self.shape[1]))
-
-        self.errors = scores.errors
 
     @property
     def candidate_errors(self) -> Tensor:
@@ -109,16 +112,27 @@ class Formed:
         return self.matrix[rows, columns]
 
     def exact(self, n: Tensor, m: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        return self.scores.exact(n, m) if dtype == torch.float64 else self.matrix[n, m].double()
+        return self.scores.exact(n, m, dtype)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b' accumulated and kept in float32 (float64 of float64)."""
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b.T
-    if a.is_cuda:
+    if a.is_cuda and a.dtype not in (torch.float32, torch.float64):
         return torch.mm(a, b.T, out_dtype=torch.float32)
-    return a.float() @ b.float().T
+    a, b = a.to(wide(a)), b.to(wide(b))
+    if ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32 and a.numel() and b.numel():
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return a @ b.T
+
+
+def float32_unit(device: torch.device) -> float:
+    """How finely float32 products are rounded: PyTorch may have been told to multiply in fewer bits, by its older or newer settings."""
+    units = {"tf32": 2.0**-11, "high": 2.0**-11, "bf16": 2.0**-8, "medium": 2.0**-8}
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    settings = [getattr(place, "fp32_precision", None) for place in (torch.backends, backend, getattr(backend, "matmul", None))]
+    with contextlib.suppress(RuntimeError):  # the newer settings are in use, and forbid to ask for the older
+        settings.append(torch.get_float32_matmul_precision())
+    return max(units.get(str(setting), 2.0**-24) for setting in settings)
 
 
 def rounding(x: Tensor, terms: int) -> float:
@@ -127,9 +141,9 @@ def rounding(x: Tensor, terms: int) -> float:
     The probabilistic bound of Higham and Mary (2019), lambda sqrt(n) u, with lambda = 4: were every rounding as large as it can
     be, twenty standard deviations.
     """
-    unit = torch.finfo(wide(x)).eps / 2
-    if x.dtype == torch.float32:  # PyTorch may have been told to multiply float32 in fewer bits
-        unit = {"highest": unit, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
+    unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
+    if x.dtype == torch.float32 or not x.is_cuda:  # half precision is widened on the CPU
+        unit = max(unit, float32_unit(x.device))
     return 4 * (terms + 2) ** 0.5 * unit
 
 
@@ -145,10 +159,15 @@ def in_chunks(pairs: Callable[[Tensor, Tensor, torch.dtype], Tensor], n: Tensor,
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=n.device)
 
 
+def finite(x: Tensor) -> bool:
+    """Whether every number is finite; no too may be said of large ones, whose sum runs over."""
+    return math.isfinite(float(x.sum()))
+
+
 def norms(x: Tensor) -> Tensor:
     """(n, D) -> (n,) Euclidean norms in float64; inf where a component is not finite."""
     length = torch.linalg.vector_norm(x, dim=1, dtype=wide(x)).double()
-    if not length.sum().isfinite():  # float32 may have run over
+    if not finite(length):  # float32 may have run over
         length = torch.linalg.vector_norm(numbers(x, torch.float64), dim=1).nan_to_num(torch.inf, torch.inf).to(x.device)
     return length
 
@@ -158,10 +177,10 @@ def margin_of(own: Tensor, other: Tensor, margin: float) -> Tensor:
 
     Where a product may leave the range of float32, the margin is inf: every pair is scored again.
     """
-    longest = other.amax() if len(other) else other.new_zeros(())
-    if longest.isinf():
-        longest = other.masked_fill(other.isinf(), 0).amax()
-    if len(own) and own.amax() * longest < RANGE:
+    longest = float(other.amax()) if len(other) else 0.0
+    if math.isinf(longest):
+        longest = float(other.masked_fill(other.isinf(), 0).amax())
+    if len(own) and float(own.amax()) * longest < RANGE:
         return margin * longest * own
     return (margin * longest * own).masked_fill(~(own * longest < RANGE), torch.inf)
 
@@ -173,7 +192,7 @@ def total(x: Tensor) -> Tensor:
     while (n := x.shape[-1]) > 1:
         half = n // 2
         if n % 2 == 0:
-            left, right = x.unflatten(-1, (2, half)).unbind(-2)
+            left, right = x.split(half, -1)
             x = left + right
         else:
             x = torch.cat([x[..., :half] + x[..., half : 2 * half], x[..., -1:]], -1)
