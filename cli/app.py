@@ -14,6 +14,7 @@ from xmafast.cli.datasets import datasets
 from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
 from xmafast.cli.evaluate import evaluate
+from xmafast.cli.merge import merge
 from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
 from xmafast.cli.search import search
@@ -36,6 +37,7 @@ for name, command in (
     ("methods", methods),
     ("datasets", datasets),
     ("verify", verify),
+    ("merge", merge),
     ("doctor", doctor),
 ):
     app.command(name, cls=SpreadCommand)(command)

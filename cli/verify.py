@@ -21,23 +21,26 @@ def verify(
     json: JSON = False,
     workspace: WORKSPACE = Path(),
 ) -> None:
-    """Check every row of a cache against its checksum and list what is damaged.
+    """Check every row of a cache, and of the features beside it, against its checksum and list what is damaged.
 
     Ends with code 1 where a row is damaged and stays so. Examples: xmafast verify | xmafast verify caches/msrvtt --repair
     """
-    from xmafast.cache import open_splits, repair
+    from xmafast.cache import repair
     from xmafast.cache import verify as check
+    from xmafast.cache.shards import files_of
 
     results = []
-    for split in open_splits(cache_folder(cache, workspace)).values():
-        note(f"Reading {split.path}")
+    folder = cache_folder(cache, workspace)
+    files = files_of(folder)
+    for path in [*files, *(sorted(folder.glob("*/*.h5")) if folder.is_dir() else [])]:  # features lie in folders of their own
+        note(f"Reading {path}")
         with bar("rows", "rows") as update:
-            found = check(split.path, update)
+            found = check(path, update)
         repaired = None
         if mend and (found.damaged or found.open):
             with bar("repair", "videos") as update:
-                repaired = repair(split.path, found, workers=workers, progress=update)
-            found = check(split.path)
+                repaired = repair(path, found, workers=workers, progress=update)
+            found = check(path)
         results.append((found, repaired))
     if json:
         print_json(

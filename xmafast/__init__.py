@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from xmafast.backbone import Backbone, load_backbone
-    from xmafast.cache import FrameCache, build_cache
+    from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, merge, open_splits
     from xmafast.data import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.methods import METHODS
@@ -22,27 +22,35 @@ if TYPE_CHECKING:
 _HOME = {
     "METHODS": "methods",
     "Backbone": "backbone",
+    "FeatureCache": "cache",
     "FrameCache": "cache",
     "FrameDataset": "data",
     "Retriever": "retriever",
     "build_cache": "cache",
+    "build_features": "cache",
     "evaluate": "evaluation",
     "load": "retriever",
     "load_backbone": "backbone",
+    "merge": "cache",
+    "open_splits": "cache",
     "train": "training",
 }
 
 __all__ = [
     "Backbone",
+    "FeatureCache",
     "FrameCache",
     "FrameDataset",
     "METHODS",
     "Retriever",
     "__version__",
     "build_cache",
+    "build_features",
     "evaluate",
     "load",
     "load_backbone",
+    "merge",
+    "open_splits",
     "train",
 ]
 

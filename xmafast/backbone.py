@@ -85,9 +85,28 @@ class Backbone(nn.Module):
         Where the kernel runs, and the frames have the backbone's size, bytes become the first convolution's patches in one
         pass, and the convolution a product; else it is ``encode_image`` of ``normalise``.
         """
+        return self._encode_tokens(self._embed(frames, impl), places)
+
+    def encode_prefix(self, frames: Tensor, block: int, *, impl: str = "auto") -> Tensor:
+        """Frames uint8 (B, H, W, 3) -> the tokens (B, T, W) that enter vision block ``block``, counted from 0."""
+        return run_blocks(self.clip.visual.transformer.resblocks[:block], self._embed(frames, impl), None, None)
+
+    def encode_suffix(self, tokens: Tensor, block: int, places: PlacesOf | None = None) -> Tensor:
+        """Tokens (B, T, W) that enter vision block ``block`` -> un-normalised embeddings (B, D).
+
+        ``places(i)`` counts blocks from the first of the whole tower. With ``encode_prefix`` before it, equal to ``encode_frames``.
+        """
+        return self._encode_tokens(tokens, places, block)
+
+    def feature_shape(self, level: str) -> tuple[int, ...]:
+        """Of an image's ``tokens`` at a block, (T, W), or its ``embeddings``, (D,)."""
+        return (self.shape.embed_dim,) if level == "embeddings" else tuple(self.clip.visual.positional_embedding.shape)
+
+    def _embed(self, frames: Tensor, impl: str) -> Tensor:
+        """Frames uint8 (B, H, W, 3) -> the tokens that enter the first block."""
         visual = self.clip.visual
         if frames.shape[1:3] != (self.image_size, self.image_size) or not use_triton(impl, frames):
-            return self.encode_image(self.normalise(frames), places)
+            return visual._embeds(self.normalise(frames))
         kind, weight = frames.device.type, visual.conv1.weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         x = patches(frames, visual.patch_size[0], self.mean, self.std, dtype=dtype, impl=impl)
@@ -95,11 +114,11 @@ class Backbone(nn.Module):
         # from here on what open_clip's _embeds does after its convolution
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
-        return self._encode_tokens(visual.ln_pre(visual.patch_dropout(x)), places)
+        return visual.ln_pre(visual.patch_dropout(x))
 
-    def _encode_tokens(self, x: Tensor, places: PlacesOf | None) -> Tensor:
+    def _encode_tokens(self, x: Tensor, places: PlacesOf | None, first: int = 0) -> Tensor:
         visual = self.clip.visual
-        x = run_blocks(visual.transformer.resblocks, x, None, places)
+        x = run_blocks(visual.transformer.resblocks[first:], x, None, places and (lambda i: places(first + i)))
         pooled, _ = visual._pool(x)
         return pooled if visual.proj is None else pooled @ visual.proj
 

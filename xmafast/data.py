@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from xmafast.cache import FrameCache
+from xmafast.cache import FrameCache, FrameReader
 from xmafast.errors import CacheError
 
 
 class FrameDataset(Dataset[dict[str, Any]]):
     """The decoded videos of a frame cache, one item for each pair of video and caption.
 
-    cache: a ``FrameCache`` or the path of one. rows: the rows to take; None takes all that are done. each_caption: False gives
-    one item a video, with its first caption.
+    cache: a ``FrameCache``, the path of one, or what ``xmafast.open_splits`` gives (a set of shards). rows: the rows to take; None
+    takes all that are done. each_caption: False gives one item a video, with its first caption.
 
     An item is ``{"frames": uint8 (F, H, W, 3), "mask": bool (F,), "caption": str, "id": str, "row": int}``; mask is true where a frame is
     real, and the caption of a video without one is empty. ``torch.utils.data.DataLoader`` collates items as they are, to
@@ -28,9 +27,9 @@ class FrameDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, cache: FrameCache | str | Path, rows: Sequence[int] | np.ndarray | None = None, *, each_caption: bool = True
+        self, cache: FrameReader | str | Path, rows: Sequence[int] | np.ndarray | None = None, *, each_caption: bool = True
     ) -> None:
-        self.cache = cache if isinstance(cache, FrameCache) else FrameCache(cache)
+        self.cache = cache if isinstance(cache, FrameReader) else FrameCache(cache)
         done = self.cache.rows
         wanted = done if rows is None else np.asarray(rows, dtype=np.int64)
         if len(open_rows := np.setdiff1d(wanted, done)):
@@ -43,10 +42,10 @@ class FrameDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, caption = self.pairs[index]
-        n = int(self.cache.num_frames[row])
+        frames, mask = self.cache.read(np.array([row]))
         return {
-            "frames": torch.from_numpy(np.array(self.cache.frames[row])),
-            "mask": torch.arange(self.cache.shape[1]) < n,
+            "frames": frames[0],
+            "mask": mask[0],
             "caption": caption,
             "id": self.cache.ids[row],
             "row": row,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xmafast.cache import FrameCache
+from xmafast.cache import FeatureCache, FrameReader, feature_folder
 from xmafast.files import write_atomically
 from xmafast.retriever import Retriever
 
@@ -27,7 +27,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 @torch.inference_mode()
-def embed_frames(retriever: Retriever, cache: FrameCache, rows: np.ndarray, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+def embed_frames(retriever: Retriever, cache: FrameReader, rows: np.ndarray, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
     """Rows of a cache -> un-normalised frame embeddings (M, F, D) in float32, and mask (M, F)."""
     retriever.eval()
     embeddings, masks = [], []
@@ -55,8 +55,13 @@ def embed_texts(retriever: Retriever, texts: list[str], batch: int = 256) -> Ten
     return torch.cat(parts) if parts else torch.zeros(0, retriever.backbone.shape.embed_dim)
 
 
-def stored_embeddings(retriever: Retriever, cache: FrameCache, folder: Path, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """``embed_frames`` of every row that is done, read from ``folder`` where the same model has embedded the same frames."""
+def stored_embeddings(retriever: Retriever, cache: FrameReader, folder: Path, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    """``embed_frames`` of every row that is done, read from ``folder`` where the same model has embedded the same frames.
+
+    A frozen backbone's are read from its embedding cache, where `xmafast cache --level embeddings` made one of these frames.
+    """
+    if (cached := _cached(retriever, cache)) is not None:
+        return cached
     path = folder / f"{cache.label.replace('/', '-')}-{_key(retriever, cache)}.safetensors"
     if path.is_file():
         try:
@@ -72,7 +77,21 @@ def stored_embeddings(retriever: Retriever, cache: FrameCache, folder: Path, pro
     return frames, mask
 
 
-def _key(retriever: Retriever, cache: FrameCache) -> str:
+def _cached(retriever: Retriever, cache: FrameReader) -> tuple[Tensor, Tensor] | None:
+    """What the backbone's embedding cache holds of these frames, where it has all of them."""
+    if retriever.method is not None and retriever.enabled:
+        return None
+    path = feature_folder(cache.path.parent, retriever.backbone, "embeddings") / f"{cache.path.stem}.h5"
+    if not path.is_file():
+        return None
+    features = FeatureCache(path).of(retriever.backbone)
+    if not features.current(cache):
+        return None
+    frames, mask = features.read(cache.rows)
+    return frames.to(retriever.device), mask.to(retriever.device)
+
+
+def _key(retriever: Retriever, cache: FrameReader) -> str:
     """Everything that the embeddings depend on, as a short hash."""
     digest = hashlib.sha256(retriever.backbone.fingerprint.encode())
     if retriever.method is not None and retriever.enabled:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmafast.cache import FrameCache, Status
+from xmafast.cache import FrameCache, FrameReader, Status
 from xmafast.embeddings import Progress, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError, DataError
 from xmafast.kernels import ranks_both_over_frames, ranks_of_scores
@@ -61,7 +61,7 @@ def _ranks(greater: Tensor, ties: Tensor) -> np.ndarray:
 
 def rank_cache(
     retriever: Retriever,
-    cache: FrameCache,
+    cache: FrameReader,
     rows: np.ndarray | None = None,
     *,
     captions: int | None = None,
@@ -93,7 +93,7 @@ def rank_cache(
 
 def evaluate(
     retriever: Retriever,
-    cache: FrameCache | str | Path,
+    cache: FrameReader | str | Path,
     *,
     topk: Sequence[int] = (1, 5, 10),
     bootstrap_samples: int = 0,
@@ -106,7 +106,7 @@ def evaluate(
     with ``bootstrap_samples`` also ``"interval"``, the 95 % intervals of R@K. Videos that are missing or failed are no
     candidates and their captions no queries. Raises CacheError where nothing can be evaluated.
     """
-    cache = cache if isinstance(cache, FrameCache) else FrameCache(cache)
+    cache = cache if isinstance(cache, FrameReader) else FrameCache(cache)
     ranks = rank_cache(retriever, cache, store=store, progress=progress)
     result: dict[str, Any] = {**ranks.metrics(topk), **counts(ranks, cache), "protocol": protocol(retriever, cache)}
     if bootstrap_samples:
@@ -114,7 +114,7 @@ def evaluate(
     return result
 
 
-def counts(ranks: Ranks, cache: FrameCache) -> dict[str, int]:
+def counts(ranks: Ranks, cache: FrameReader) -> dict[str, int]:
     return {
         "queries": len(ranks.t2v),
         "candidates": len(ranks.v2t),
@@ -123,7 +123,7 @@ def counts(ranks: Ranks, cache: FrameCache) -> dict[str, int]:
     }
 
 
-def protocol(retriever: Retriever, cache: FrameCache) -> dict[str, Any]:
+def protocol(retriever: Retriever, cache: FrameReader) -> dict[str, Any]:
     """What a number must be read with: the data, the frames, the words, the backbone, the header."""
     a = cache.attributes
     return {

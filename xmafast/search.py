@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from xmafast.cache import FrameCache
+from xmafast.cache import FrameReader
 from xmafast.embeddings import embed_texts, stored_embeddings
 from xmafast.errors import CacheError, UsageError
 from xmafast.kernels import frame_weights, topk_over_frames
@@ -51,7 +51,7 @@ class Hit:
 
 def search(
     retriever: Retriever,
-    caches: Sequence[FrameCache],
+    caches: Sequence[FrameReader],
     query: str,
     *,
     topk: int = 5,
@@ -88,7 +88,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[T
     return torch.cat([f.to(device) for f, _ in padded]), torch.cat([m.to(device) for _, m in padded])
 
 
-def _hit(rank: int, score: float, cache: FrameCache, row: int, text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Hit:
+def _hit(rank: int, score: float, cache: FrameReader, row: int, text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> Hit:
     n = int(cache.num_frames[row])
     weights = frame_weights(text, frames[None], mask[None], temperature=temperature)[0, 0, :n]
     return Hit(
@@ -100,7 +100,7 @@ def _hit(rank: int, score: float, cache: FrameCache, row: int, text: Tensor, fra
         captions=cache.captions[row],
         source=cache.source_of(row),
         weights=tuple(weights.tolist()),
-        frames=np.asarray(cache.frames[row, :n]),
+        frames=np.array(cache.frames_of(row)),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for
-from xmafast.cache import FrameCache, open_splits
+from xmafast.cache import FrameReader, open_splits
 from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
@@ -188,7 +188,7 @@ def train(
 
 
 def fit(
-    retriever: Retriever, cache: FrameCache, rows: np.ndarray, recipe: Recipe, stepped: Callable[[Step], None] | None = None
+    retriever: Retriever, cache: FrameReader, rows: np.ndarray, recipe: Recipe, stepped: Callable[[Step], None] | None = None
 ) -> Iterator[Step]:
     """Train the retriever's method on rows of a cache; yields the last step of each epoch, to validate or to stop.
 
@@ -226,7 +226,7 @@ def fit(
         yield done
 
 
-def training_split(folder: Path) -> tuple[FrameCache, np.ndarray, FrameCache, np.ndarray]:
+def training_split(folder: Path) -> tuple[FrameReader, np.ndarray, FrameReader, np.ndarray]:
     """(training cache, its rows, validation cache, its rows). Raises CacheError where there is nothing to train on."""
     splits = open_splits(folder)
     if "train" not in splits:
@@ -254,7 +254,7 @@ Batch = list[tuple[int, int]]  # (row, caption of the row)
 
 
 def _epoch_batches(
-    cache: FrameCache, rows: np.ndarray, pairs: Batch | None, batch_size: int, generator: np.random.Generator
+    cache: FrameReader, rows: np.ndarray, pairs: Batch | None, batch_size: int, generator: np.random.Generator
 ) -> list[Batch]:
     """One epoch in random order: every pair, or every video with one caption drawn. A last batch of one joins the one before."""
     if pairs is None:
@@ -267,7 +267,7 @@ def _epoch_batches(
     return batches
 
 
-def _loss(retriever: Retriever, cache: FrameCache, batch: Batch, train_frames: int, generator: np.random.Generator) -> Tensor:
+def _loss(retriever: Retriever, cache: FrameReader, batch: Batch, train_frames: int, generator: np.random.Generator) -> Tensor:
     """The loss of a batch, its frames drawn."""
     rows = np.array([row for row, _ in batch])
     frames, mask = cache.read(rows)

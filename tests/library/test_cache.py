@@ -191,7 +191,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_row(tmp_path):
         "    file = Path(sys.argv[1])\n"
         "    frames.create(file, list('abcd'), [()] * 4, {'frames': 1, 'size': 8})\n"
         "    cache = frames.FrameCache(file, writable=True)\n"
-        "    target = pool.Target(file, cache.offset, cache.shape, {})\n"
+        "    target = pool.Target(file, cache.offset, cache.capacity, 'raw', {})\n"
         "    jobs = [pool.Job(i, Path(n)) for i, n in enumerate(['ok', 'hang', 'kill', 'ok'])]\n"
         "    for d in sorted(pool.decode_all(jobs, target, workers=1, time_limit=1.0)):\n"
         "        print(d.row, d.error)\n"
@@ -263,7 +263,7 @@ def test_files_that_are_no_cache_say_so(tmp_path, small_caches):
         FrameCache(text)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(CacheError, match="not a frame cache"):
+    with pytest.raises(CacheError, match="not a cache of xmafast"):
         FrameCache(tmp_path / "other.h5")
     cut = tmp_path / "cut.h5"
     cut.write_bytes((small_caches / "test.h5").read_bytes()[:100_000])

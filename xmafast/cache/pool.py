@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmafast.cache.decode import decode
-from xmafast.cache.frames import checksum
+from xmafast.cache.file import checksum, write
+from xmafast.cache.frames import encode
 from xmafast.errors import CacheError, DecodeError
 
 
@@ -38,15 +39,17 @@ class Done(NamedTuple):
     timestamps: np.ndarray | None  # None where it failed
     error: str
     checksum: int = 0
+    lengths: np.ndarray | None = None  # bytes of each JPEG
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where rows go: ``/frames`` of a cache file as a memory map, and how a video becomes a row."""
+    """Where rows go, each with a place of ``capacity`` bytes from ``offset`` on in the file, and how a video becomes a row."""
 
     file: Path
     offset: int
-    shape: tuple[int, int, int, int, int]  # (N, F, size, size, 3)
+    capacity: int
+    codec: str
     options: dict[str, Any] = field(default_factory=dict)  # of ``decode``
 
 
@@ -103,7 +106,7 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                 row = worker.job.row
                 if worker.pipe in ready:
                     try:
-                        timestamps, error, checksum = worker.pipe.recv()
+                        timestamps, error, checksum, lengths = worker.pipe.recv()
                     except (EOFError, OSError):
                         worker.process.join()
                         yield Done(row, None, f"the decoder crashed ({_exit(worker.process.exitcode)})")
@@ -115,7 +118,7 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                         raise CacheError(
                             f"There is no room left for {target.file}; what was decoded is kept. Make room, and repeat the command."
                         )
-                    yield Done(row, timestamps, error, checksum)
+                    yield Done(row, timestamps, error, checksum, lengths)
                 elif time.monotonic() >= worker.deadline:
                     yield Done(row, None, f"not decoded within the time limit of {time_limit:g} s")
                     replace(worker)
@@ -136,30 +139,27 @@ def _exit(code: int | None) -> str:
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
-def _write(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
-
-
 def _work(pipe: Connection, target: Target) -> None:
     """A worker's life: a job in, its row written, timestamps or an error out. Ends when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)  # the codecs' own chatter; what matters comes back as an error
     file = os.open(target.file, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    length = int(np.prod(target.shape[1:]))
     while True:
         try:
             job = pipe.recv()
         except (EOFError, OSError):
             return
-        timestamps, error, check = None, "", 0
+        timestamps, error, check, lengths = None, "", 0, None
         try:
             decoded = decode(job.path, interval=job.interval, **target.options)
-            check = checksum(decoded.frames, decoded.timestamps)
-            _write(file, decoded.frames.tobytes().ljust(length, b"\0"), target.offset + job.row * length)
+            if target.codec == "raw":
+                data = decoded.frames.tobytes().ljust(target.capacity, b"\0")
+                check = checksum(decoded.frames, decoded.timestamps)
+            else:
+                data, lengths = encode(decoded.frames)
+                check = checksum(np.frombuffer(data, np.uint8), decoded.timestamps)
+            write(file, data, target.offset + job.row * target.capacity)
             timestamps = decoded.timestamps
         except DecodeError as problem:
             error = str(problem)
@@ -168,6 +168,6 @@ def _work(pipe: Connection, target: Target) -> None:
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
         try:
-            pipe.send((timestamps, error, check))
+            pipe.send((timestamps, error, check, lengths))
         except OSError:
             return

@@ -1,0 +1,63 @@
+"""The second half of ``xmafast cache --level tokens`` or ``embeddings``: the frozen backbone over cached frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmafast.cli.output import bar, note
+
+if TYPE_CHECKING:
+    from xmafast.cache import FrameReader, Shard, Summary
+
+
+def frames_there(folder: Path, split: str | None, part: Shard | None) -> bool:
+    """Whether the frames that features are made of are cached already: of one split, or of any."""
+    from xmafast.cache.shards import split_of
+
+    files = sorted(folder.glob("*.h5"))
+    if part is not None:  # another shard's file is no help, a whole one is
+        files = [file for file in files if file == part.path(file.with_name(f"{split_of(file)}.h5")) or file.stem == split_of(file)]
+    return any(split in (None, split_of(file)) for file in files)
+
+
+def cache_features(
+    folder: Path, names: list[str] | None, part: Shard | None, level: str, block: int | None, backbone: str | None, pretrained: str | None
+) -> tuple[Path, dict[str, Summary]]:
+    """(the features' folder, summary of each split). ``names``: the splits, None for all that are cached."""
+    from xmafast.backbone import backbone_for
+    from xmafast.cache import build_features, feature_folder
+    from xmafast.errors import CacheError
+    from xmafast.retriever import best_device
+
+    found = _frames(folder, part)
+    lost = [name for name in names or [] if name not in found]
+    if lost:
+        raise CacheError(f"{folder} has no frames of {lost[0]} (it has: {', '.join(found)}); cache them with --split {lost[0]}.")
+    wanted = {name: reader for name, reader in found.items() if names is None or name in names}
+    model = backbone_for(next(iter(wanted.values())).attributes, backbone, pretrained).to(best_device())
+    place = feature_folder(folder, model, level, block)
+    note(f"{level.capitalize()} of the frozen {model.name} ({model.pretrained}) into {place}")
+    summaries = {}
+    for name, reader in wanted.items():
+        if reader.shape[2] != model.image_size:
+            note(f"The frames are {reader.shape[2]} px; they are resized to the backbone's {model.image_size} px.")
+        with bar(f"{level} of {name}", "videos") as update:
+            summaries[name] = build_features(reader, place / reader.path.name, model, level=level, block=block, progress=update)
+    return place, summaries
+
+
+def _frames(folder: Path, part: Shard | None) -> dict[str, FrameReader]:
+    from xmafast.cache import FrameCache, open_splits
+    from xmafast.cache.shards import Part, files_of, split_of
+
+    if part is None:
+        return open_splits(folder)
+    found: dict[str, FrameReader] = {}
+    for name in sorted({split_of(file) for file in files_of(folder)}):
+        whole = folder / f"{name}.h5"
+        if part.path(whole).is_file():
+            found[name] = FrameCache(part.path(whole))
+        elif whole.is_file():
+            found[name] = Part(FrameCache(whole), part)
+    return found

@@ -1,0 +1,125 @@
+"""The shards of a split joined into one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xmafast.cache.build import finish
+from xmafast.cache.features import FeatureCache, kind_of, lay_out_features
+from xmafast.cache.file import CacheFile, Status
+from xmafast.cache.frames import FrameCache, create
+from xmafast.cache.lock import locked
+from xmafast.cache.pool import FULL
+from xmafast.cache.renew import check_room
+from xmafast.cache.shards import check_alike, shards_of
+from xmafast.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The whole file, its rows, those of them that are done, and how many shards it was made of."""
+
+    path: Path
+    rows: int
+    done: int
+    shards: int
+
+
+def merge(whole: str | Path, *, keep: bool = False, progress: Callable[[int, int], None] | None = None) -> Merged:
+    """Join the shards of ``train.h5`` into it. Each row is compared with its checksum on the way; then the shards are deleted.
+
+    keep: leave the shards where they are. A merge that was interrupted goes on where it stopped when it is repeated.
+    Raises CacheError where shards are missing, do not belong together or hold a damaged row, and where the disk is full.
+    """
+    whole = Path(whole)
+    files = shards_of(whole)
+    if not files:
+        raise CacheError(f"There are no shards of {whole}; make them with: xmafast cache … --shard 1/2 and --shard 2/2")
+    with locked(whole):
+        kind = kind_of(files[0])
+        parts: list[CacheFile] = [kind(file) for file in files]
+        check_alike(parts)
+        n = len(parts)
+        total = sum(len(part) for part in parts)
+        if [len(part) for part in parts] != [len(range(i, total, n)) for i in range(n)]:
+            raise CacheError(f"The shards of {whole} do not have the rows of one list; make them again.")
+        ids = [parts[row % n].ids[row // n] for row in range(total)]
+        if not _holds(whole, kind, ids, parts):
+            _join(whole, kind, ids, parts, progress)
+        done = len(kind(whole).rows)
+        if not keep:
+            for file in files:
+                file.unlink()
+    return Merged(whole, total, done, n)
+
+
+def _holds(whole: Path, kind: type[CacheFile], ids: list[str], parts: list[CacheFile]) -> bool:
+    """Whether the file has all rows already: a merge that ended before its shards were deleted."""
+    if not whole.is_file():
+        return False
+    cache = kind(whole)
+    n = len(parts)
+    if cache.ids != ids or cache.settings() != parts[0].settings():
+        raise CacheError(f"{whole} is there already, with other rows or settings than its shards; move one of them away.")
+    return all(
+        part.status[row // n] != Status.DONE or (cache.status[row] == Status.DONE and cache.checksum[row] == part.checksum[row // n])
+        for row in range(len(ids))
+        for part in (parts[row % n],)
+    )
+
+
+def _join(whole: Path, kind: type[CacheFile], ids: list[str], parts: list[CacheFile], progress: Callable[[int, int], None] | None) -> None:
+    n = len(parts)
+    partial = whole.with_name(whole.name + ".partial")
+    captions = [parts[row % n].captions[row // n] for row in range(len(ids))]
+    target = _begun(partial, kind, ids, parts[0].settings())
+    if target is None:
+        stored = [int(part.stored(row).nbytes) for part in parts for row in part.rows]
+        check_room(sum(stored), len(stored), whole.parent, "the shards are kept")
+        attributes = {key: value for key, value in parts[0].attributes.items() if key not in ("shard", "packed")}
+        scratch = whole.with_name(whole.name + ".new")
+        if issubclass(kind, FeatureCache):
+            lay_out_features(scratch, ids, captions, attributes, parts[0].data.shape[1:])
+        else:
+            create(scratch, ids, captions, attributes)
+        scratch.replace(partial)
+        target = kind(partial, writable=True)
+    file = os.open(partial, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    try:
+        for row in range(len(ids)):
+            part, its = parts[row % n], row // n
+            status = int(part.status[its])
+            if status == Status.DONE and not (target.status[row] == Status.DONE and target.checksum[row] == part.checksum[its]):
+                if not part.intact(its):
+                    raise CacheError(f"Row {part.ids[its]} of {part.path} is damaged; mend it with: xmafast verify {part.path} --repair")
+                target.take(row, part, its, file)
+            elif status != Status.DONE:
+                target.bytes[row], target.error[row], target.status[row] = part.bytes[its], part.error[its], status
+            if progress:
+                progress(row + 1, len(ids))
+    except OSError as error:
+        if error.errno in FULL:
+            raise CacheError(f"There is no room left for {whole}; the shards are kept. Make room, and repeat the command.") from error
+        raise
+    finally:
+        os.close(file)
+    target.flush()
+    if isinstance(target, FrameCache):
+        finish(target, whole)
+    else:
+        partial.replace(whole)
+
+
+def _begun(partial: Path, kind: type[CacheFile], ids: list[str], settings: dict[str, Any]) -> CacheFile | None:
+    """An interrupted merge of the same rows."""
+    if not partial.is_file():
+        return None
+    try:
+        cache = kind(partial, writable=True)
+    except CacheError:
+        return None
+    return cache if cache.ids == ids and cache.settings() == settings else None
