@@ -17,7 +17,8 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	# mypy does not follow the room mapping of an editable install, so it reads a plain one
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/plain .
+	rm -rf .venv/plain build
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/plain .
 	cd .venv && MYPYPATH=plain bin/python -m mypy --config-file ../pyproject.toml -p xmafast
 
 .venv/.demo: pyproject.toml

@@ -135,7 +135,7 @@ def cache(
     if strict and problems:
         raise typer.Exit(1)
     if not json:
-        out.print("Next: " + _next(folder, summaries, captioned, part))
+        out.print("Next: " + _next(folder, place, summaries, captioned, part, level))
 
 
 def _cache_frames(
@@ -192,9 +192,14 @@ def _print_table(place: Path, summaries: dict[str, Summary]) -> None:
     out.print(table)
 
 
-def _next(folder: Path, summaries: dict[str, Summary], captioned: bool, part: Shard | None) -> str:
+def _next(folder: Path, place: Path, summaries: dict[str, Summary], captioned: bool, part: Shard | None, level: Level) -> str:
     if part is not None:
-        return f"the other shards, --shard 1/{part.count} to {part.count}/{part.count}; then: xmafast merge {folder}"
+        made = min(len(list(place.glob(f"{name}.shard-*-of-{part.path(Path(name)).stem.rpartition('-')[2]}.h5"))) for name in summaries)
+        if made < part.count:
+            return f"the same with the other shards, of which {made} of {part.count} are there; then: xmafast merge {folder}"
+        return f"xmafast merge {folder} (or leave the shards: they are read as one)"
+    if level is Level.tokens:
+        return f'in Python, xmafast.FeatureCache("{place / (next(iter(summaries)) + ".h5")}").read(rows)'
     if not captioned:
         return f'xmafast search "a query" {folder}'
-    return "xmafast train" if "train" in summaries else f"xmafast eval --zero-shot {folder}"
+    return "xmafast train" if "train" in summaries and level is Level.frames else f"xmafast eval --zero-shot {folder}"

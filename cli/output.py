@@ -58,13 +58,18 @@ def bar(title: str, unit: str, *, notes: bool = False) -> Iterator[Callable[...,
         TimeRemainingColumn(),
         *((TextColumn("{task.fields[note]}"),) if notes else ()),
     )
-    with Progress(*columns, console=err, transient=False) as progress:
-        task = progress.add_task(title, total=None, note="", visible=False)
+    progress = Progress(*columns, console=err, transient=False)
+    task = progress.add_task(title, total=None, note="")
 
-        def update(done: int, total: int, note: str = "") -> None:
-            progress.update(task, completed=done, total=total, note=note, visible=total > 0)
+    def update(done: int, total: int, note: str = "") -> None:
+        if total > 0:  # a bar of nothing would leave an empty line
+            progress.start()
+            progress.update(task, completed=done, total=total, note=note)
 
+    try:
         yield update
+    finally:
+        progress.stop()
 
 
 def metrics_table(title: str, rows: list[tuple[str, dict[str, Any]]], topk: list[int]) -> Table:

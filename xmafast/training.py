@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for
 from xmafast.cache import FrameReader, open_splits
+from xmafast.cache.lock import locked
 from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
@@ -28,6 +30,7 @@ from xmafast.retriever import Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
 WARMUP = 0.1
+CONFIG, METRICS = "config.json", "metrics.json"  # a run's first file and its last
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
 
@@ -100,10 +103,10 @@ def train(
 ) -> Trained:
     """Train a method and write a run folder.
 
-    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not
-    exist or be empty. backbone: one in memory or a name; None takes the cache's default. epochs, batch_size, lr, train_frames: None takes
-    the data set's and the method's defaults. impl: which kernels run, ``auto``, ``eager`` or ``triton``. options: the method's,
-    as ``bottleneck=8, shared=16``.
+    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
+    run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
+    default. epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. impl: which kernels run,
+    ``auto``, ``eager`` or ``triton``. options: the method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -111,9 +114,10 @@ def train(
 
     Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number.
     """
-    cache = Path(cache)
-    train_cache, train_rows, val_cache, val_rows = training_split(cache)
-    attributes = train_cache.attributes
+    cache, out = Path(cache), Path(out)
+    _check_free(out)
+    split = training_split(cache)
+    attributes = split[0].attributes
     if not isinstance(backbone, Backbone):
         backbone = backbone_for(attributes, backbone, pretrained)
     torch.manual_seed(seed)
@@ -127,10 +131,25 @@ def train(
         seed=seed,
     )
     recipe.check()
-    out = _new_folder(Path(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _empty_folder(out)
+        return _run(retriever, recipe, cache, split, out, report)
 
+
+def _run(
+    retriever: Retriever,
+    recipe: Recipe,
+    cache: Path,
+    split: tuple[FrameReader, np.ndarray, FrameReader, np.ndarray],
+    out: Path,
+    report: Callable[[Step, Metrics | None], None] | None,
+) -> Trained:
+    """Train, and write the run's folder, from its first file to its last."""
+    train_cache, train_rows, val_cache, val_rows = split
+    assert retriever.method is not None
     _write_json(
-        out / "config.json",
+        out / CONFIG,
         {
             "xmafast_version": __version__,
             "torch_version": torch.__version__,
@@ -139,7 +158,7 @@ def train(
             "validation_videos": len(val_rows),
             "validation": "the cache's val split" if val_cache is not train_cache else "cut from train",
             "recipe": asdict(recipe),
-            "impl": impl,
+            "impl": retriever.impl,
             **retriever.config(),
         },
     )
@@ -180,9 +199,9 @@ def train(
         "train_seconds": time.monotonic() - started,
         "protocol": protocol(retriever, val_cache),
         "trainable": retriever.trainable,
-        "trainable_percent": 100 * retriever.trainable / backbone.shape.parameters,
+        "trainable_percent": 100 * retriever.trainable / retriever.backbone.shape.parameters,
     }
-    _write_json(out / "metrics.json", metrics)
+    _write_json(out / METRICS, metrics)
     retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(retriever.device)))
     return Trained(out, retriever.eval(), metrics)
 
@@ -305,11 +324,22 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _new_folder(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _check_free(out: Path) -> None:
+    """Raise UsageError unless ``out`` is new, empty, or a run that was interrupted: nothing else is ever overwritten."""
+    interrupted = (out / CONFIG).is_file() and not (out / METRICS).exists()
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not interrupted)):
         raise UsageError(f"{out} exists already; name another --out, so that no run is overwritten.")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+
+
+def _empty_folder(out: Path) -> None:
+    """An empty folder for a run, which says from its first moment on that it is one."""
+    _check_free(out)  # again, now that no other process can be at work in it
+    out.mkdir(exist_ok=True)
+    for entry in [*(e for e in out.iterdir() if e.name != CONFIG), out / CONFIG]:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -66,12 +66,12 @@ def shards_of(whole: Path) -> list[Path]:
         return []
     if len(counts) > 1:
         raise CacheError(f"{whole.parent} holds shards of {counts[0]} and of {counts[1]} of {whole.stem}; delete those that are not meant.")
-    missing = [i for i in range(1, counts[0] + 1) if Shard(i, counts[0]) not in found]
+    missing = [f"{i}/{counts[0]}" for i in range(1, counts[0] + 1) if Shard(i, counts[0]) not in found]
     if missing:
+        others = missing[0] if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more"
         raise CacheError(
-            f"{whole.parent} holds {len(found)} of {counts[0]} shards of {whole.stem}; "
-            f"make the others with: xmafast cache … --shard {missing[0]}/{counts[0]}"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            f"{whole.parent} holds {len(found)} of {counts[0]} shards of {whole.stem}; repeat the `xmafast cache` command that made "
+            f"them with --shard {others}."
         )
     return [found[shard] for shard in sorted(found)]
 
@@ -154,7 +154,8 @@ def open_splits(folder: Path) -> dict[str, FrameReader]:
     """
     files = files_of(folder)
     if files == [folder]:
-        cache = FrameCache(folder)
+        parts = [] if folder.is_file() else shards_of(folder)
+        cache = ShardedFrames(folder, parts) if parts else FrameCache(folder)
         return {str(cache.attributes.get("split", folder.stem)): cache}
     found: dict[str, FrameReader] = {}
     for split in sorted({split_of(file) for file in files}):
