@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xmafast.cli.output import bar, note
 
 if TYPE_CHECKING:
-    from xmafast.cache import FrameReader, Shard, Summary
+    from xmafast.cache import Shard, Summary
 
 
 def frames_there(folder: Path, split: str | None, part: Shard | None) -> bool:
@@ -26,11 +26,12 @@ def cache_features(
 ) -> tuple[Path, dict[str, Summary]]:
     """(the features' folder, summary of each split). ``names``: the splits, None for all that are cached."""
     from xmafast.backbone import backbone_for
-    from xmafast.cache import build_features, feature_folder
+    from xmafast.cache import build_features, feature_folder, open_splits
+    from xmafast.cache.shards import open_part
     from xmafast.errors import CacheError
     from xmafast.retriever import best_device
 
-    found = _frames(folder, part)
+    found = open_splits(folder) if part is None else open_part(folder, part)
     lost = [name for name in names or [] if name not in found]
     if lost:
         raise CacheError(f"{folder} has no frames of {lost[0]} (it has: {', '.join(found)}); cache them with --split {lost[0]}.")
@@ -45,19 +46,3 @@ def cache_features(
         with bar(f"{level} of {name}", "videos") as update:
             summaries[name] = build_features(reader, place / reader.path.name, model, level=level, block=block, progress=update)
     return place, summaries
-
-
-def _frames(folder: Path, part: Shard | None) -> dict[str, FrameReader]:
-    from xmafast.cache import FrameCache, open_splits
-    from xmafast.cache.shards import Part, files_of, split_of
-
-    if part is None:
-        return open_splits(folder)
-    found: dict[str, FrameReader] = {}
-    for name in sorted({split_of(file) for file in files_of(folder)}):
-        whole = folder / f"{name}.h5"
-        if part.path(whole).is_file():
-            found[name] = FrameCache(part.path(whole))
-        elif whole.is_file():
-            found[name] = Part(FrameCache(whole), part)
-    return found

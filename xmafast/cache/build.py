@@ -54,7 +54,7 @@ def build_cache(
         raise unknown("codec", codec, CODECS)
     path = Path(path) if shard is None else shard.path(Path(path))
     split = replace(split, videos=split.videos[:limit])
-    fingerprint = _fingerprint(split)  # of the whole list, which all shards have in common
+    total, listed = len(split.videos), _sha256([[video.id, list(video.captions), video.interval] for video in split.videos])
     if shard is not None:
         split = replace(split, videos=[split.videos[row] for row in shard.rows(len(split.videos))])
     name, decoder_version = resolve_decoder(decoder)
@@ -67,7 +67,7 @@ def build_cache(
         "decoder": name,
         "decoder_version": decoder_version,
         "xmafast_version": __version__,
-        "source_sha256": fingerprint,
+        "source_sha256": _sha256([[v.id, _source(v, split.root), list(v.captions), v.interval] for v in split.videos]),
         "captions_per_epoch": split.captions_per_epoch,
         "epochs": split.epochs,
         "batch_size": split.batch_size,
@@ -77,7 +77,7 @@ def build_cache(
         "default_pretrained": split.default_pretrained,
     }
     if shard is not None:
-        attributes["shard"] = f"{shard.index}/{shard.count}"
+        attributes |= {"shard": f"{shard.index}/{shard.count}", "list_videos": total, "list_sha256": listed}
     path.parent.mkdir(parents=True, exist_ok=True)
     crew = workers or os.cpu_count() or 1
     with locked(path):
@@ -185,7 +185,6 @@ def _source(video: Video, root: Path) -> str:
     return str(video.path.relative_to(root)) if video.path.is_relative_to(root) else str(video.path)
 
 
-def _fingerprint(split: Split) -> str:
-    """sha256 of which videos and captions the cache was made from."""
-    rows = [[video.id, _source(video, split.root), list(video.captions), video.interval] for video in split.videos]
+def _sha256(rows: list[list[object]]) -> str:
+    """Of which videos and captions a cache was made from."""
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8")).hexdigest()

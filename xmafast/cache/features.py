@@ -135,7 +135,20 @@ def build_features(
 def _build(
     frames: FrameReader, path: Path, backbone: Backbone, level: str, block: int | None, progress: Callable[[int, int], None] | None
 ) -> Summary:
-    kept = ("dataset", "split", "root", "frames", "sampling", "size", "decoder", "decoder_version", "source_sha256", "shard")
+    kept = (
+        "dataset",
+        "split",
+        "root",
+        "frames",
+        "sampling",
+        "size",
+        "decoder",
+        "decoder_version",
+        "source_sha256",
+        "shard",
+        "list_videos",
+        "list_sha256",
+    )
     attributes: dict[str, Any] = {key: frames.attributes[key] for key in kept if key in frames.attributes} | {
         "level": level,
         "backbone": backbone.name,

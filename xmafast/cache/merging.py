@@ -15,7 +15,7 @@ from xmafast.cache.frames import FrameCache, create
 from xmafast.cache.lock import locked
 from xmafast.cache.pool import FULL
 from xmafast.cache.renew import check_room
-from xmafast.cache.shards import check_alike, shards_of
+from xmafast.cache.shards import check_alike, shards_of, without_shard
 from xmafast.errors import CacheError
 
 
@@ -80,7 +80,7 @@ def _join(whole: Path, kind: type[CacheFile], ids: list[str], parts: list[CacheF
     if target is None:
         stored = [int(part.stored(row).nbytes) for part in parts for row in part.rows]
         check_room(sum(stored), len(stored), whole.parent, "the shards are kept")
-        attributes = {key: value for key, value in parts[0].attributes.items() if key not in ("shard", "packed")}
+        attributes = without_shard(parts)
         scratch = whole.with_name(whole.name + ".new")
         if issubclass(kind, FeatureCache):
             lay_out_features(scratch, ids, captions, attributes, parts[0].data.shape[1:])

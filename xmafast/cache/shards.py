@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,12 +81,21 @@ def check_alike(parts: Sequence[CacheFile]) -> None:
     """Raise CacheError unless the shards were made with the same settings from the same list."""
     first = parts[0]
     for part in parts[1:]:
-        for key in ("level", *first.settings(), "root", "source_sha256", "backbone_sha256", "block"):
+        for key in ("level", *first.settings(), "root", "list_sha256", "backbone_sha256", "block"):
             if part.attributes.get(key) != first.attributes.get(key):
                 raise CacheError(
                     f"{part.path} and {first.path} differ in {key} ({part.attributes.get(key)} and {first.attributes.get(key)}); "
                     "make one of them again."
                 )
+
+
+def without_shard(parts: Sequence[CacheFile]) -> dict[str, Any]:
+    """The attributes of a whole set of shards."""
+    kept = {key: value for key, value in parts[0].attributes.items() if key not in ("shard", "list_videos", "list_sha256", "packed")}
+    if "source_sha256" in kept:
+        every = "".join(str(part.attributes["source_sha256"]) for part in parts)
+        kept["source_sha256"] = hashlib.sha256(every.encode()).hexdigest()
+    return kept
 
 
 class ShardedFrames(FrameReader):
@@ -95,7 +105,7 @@ class ShardedFrames(FrameReader):
         self.path = whole
         self.parts = [FrameCache(file) for file in files]
         check_alike(self.parts)
-        self.attributes = {key: value for key, value in self.parts[0].attributes.items() if key != "shard"}
+        self.attributes = without_shard(self.parts)
         n = len(self.parts)
         total = sum(len(part) for part in self.parts)
         self.ids = [self.parts[row % n].ids[row // n] for row in range(total)]
@@ -123,7 +133,7 @@ class Part(FrameReader):
 
     def __init__(self, whole: FrameReader, shard: Shard) -> None:
         self.path, self.whole = shard.path(whole.path), whole
-        self.attributes = {**whole.attributes, "shard": f"{shard.index}/{shard.count}"}
+        self.attributes = {**whole.attributes, "shard": f"{shard.index}/{shard.count}", "list_videos": len(whole)}
         self.kept = shard.rows(len(whole))
         self.ids, self.captions = ([values[row] for row in self.kept] for values in (whole.ids, whole.captions))
         for name in ("status", *FrameCache.copied):
@@ -162,4 +172,16 @@ def open_splits(folder: Path) -> dict[str, FrameReader]:
         whole = folder / f"{split}.h5"
         reader = FrameCache(whole) if whole in files else ShardedFrames(whole, shards_of(whole))
         found[str(reader.attributes.get("split", split))] = reader
+    return found
+
+
+def open_part(folder: Path, shard: Shard) -> dict[str, FrameReader]:
+    """One shard's rows of the frames in a folder by split, from a file of their own or out of the whole one."""
+    found: dict[str, FrameReader] = {}
+    for name in sorted({split_of(file) for file in files_of(folder)}):
+        whole = folder / f"{name}.h5"
+        if shard.path(whole).is_file():
+            found[name] = FrameCache(shard.path(whole))
+        elif whole.is_file():
+            found[name] = Part(FrameCache(whole), shard)
     return found

@@ -12,7 +12,7 @@ from xmafast.cache.file import Status
 from xmafast.cache.frames import FrameCache
 from xmafast.cache.lock import locked
 from xmafast.cache.renew import Summary
-from xmafast.cache.shards import Shard, open_splits, split_of
+from xmafast.cache.shards import Shard, open_part, open_splits, split_of
 from xmafast.errors import CacheError
 
 
@@ -72,7 +72,6 @@ def _decode_again(cache: FrameCache, workers: int | None, time_limit: float, pro
         raise CacheError(f"{path} was not made from a data set that this version knows; cache its videos again.")
     split = load_split(str(a["dataset"]), Path(a["root"]), str(a["split"]))
     shard = Shard.parse(str(a["shard"])) if "shard" in a else None
-    total = len(cache) if shard is None else min(len(split.videos), len(cache) * shard.count)
     return build_cache(
         split,
         path if shard is None else path.with_name(f"{split_of(path)}.h5"),
@@ -84,7 +83,7 @@ def _decode_again(cache: FrameCache, workers: int | None, time_limit: float, pro
         shard=shard,
         workers=workers,
         time_limit=time_limit,
-        limit=total,
+        limit=int(a.get("list_videos", len(cache))),
         progress=progress,
     )
 
@@ -94,7 +93,11 @@ def _again(cache: FeatureCache, progress: Callable[[int, int], None] | None) -> 
     from xmafast.retriever import best_device
 
     a = cache.attributes
-    frames = open_splits(cache.path.parent.parent)[str(a["split"])]
+    home = cache.path.parent.parent
+    splits = open_part(home, Shard.parse(str(a["shard"]))) if "shard" in a else open_splits(home)
+    if a["split"] not in splits:
+        raise CacheError(f"{home} has no frames of {a['split']} any more; cache them again.")
+    frames = splits[str(a["split"])]
     backbone = load_backbone(str(a["backbone"]), str(a["pretrained"])).to(best_device())
     cache.of(backbone)
     return build_features(frames, cache.path, backbone, level=cache.level, block=a.get("block"), progress=progress)
