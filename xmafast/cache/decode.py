@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from xmafast.errors import DecodeError, UsageError, unknown
 from xmafast.files import IMAGES
 
 SAMPLINGS = ("fps", "uniform")
-_PACKAGE = {"decord": "decord", "pyav": "av"}
+_PACKAGE = {"decord": "decord", "torchcodec": "torchcodec", "pyav": "av"}  # in the order in which auto takes them
 DECODERS = ("auto", *_PACKAGE)
+# what a damaged or hostile file may declare and still be resized: a worker holds a few frames of this size at a time
+MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for images; 13,000 pixels square
+MAX_ASPECT = 100
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; Pillow's other readers may start programs, as for EPS
 
 
 class Decoded(NamedTuple):
@@ -46,14 +50,34 @@ def sample_indices(total: int, fps: float, frames: int, sampling: str) -> np.nda
 
 
 def resolve_decoder(name: str) -> tuple[str, str]:
-    """``auto`` or a decoder's name -> (name, version). Raises UsageError where it is not installed."""
+    """``auto`` or a decoder's name -> (name, version). Raises UsageError where it is not installed or cannot be loaded."""
     if name not in DECODERS:
         raise unknown("decoder", name, DECODERS)
     for candidate in _PACKAGE if name == "auto" else (name,):
         package = _PACKAGE[candidate]
-        if importlib.util.find_spec(package):
+        if not importlib.util.find_spec(package):
+            continue
+        if candidate != "torchcodec" or not (fault := torchcodec_fault()):
             return candidate, version(package)
+        if name != "auto":
+            raise UsageError(fault)
     raise UsageError(f"Decoder {name!r} is not installed; try: pip install {'av' if name == 'auto' else _PACKAGE[name]}")
+
+
+def torchcodec_fault() -> str:
+    """Why torchcodec, which is installed, cannot be used, in one sentence; empty where it can. Brings torch."""
+    try:
+        import torchcodec
+
+        # older versions fail at import without FFmpeg; newer ones for images alone still load, and say so here
+        if torchcodec.ffmpeg_major_version is not None:
+            return ""
+    except Exception:
+        pass
+    return (
+        "torchcodec is installed and cannot be loaded: it needs FFmpeg's shared libraries and the torch release it was built for; "
+        "install FFmpeg 4 or newer (as: apt install ffmpeg), or take --decoder pyav."
+    )
 
 
 def span_indices(total: int, fps: float, frames: int, sampling: str, interval: tuple[float, float] | None) -> np.ndarray:
@@ -77,19 +101,30 @@ def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str, i
         raise DecodeError("there is no such file")
     if path.stat().st_size == 0:
         raise DecodeError("the file is empty (0 bytes)")
-    raw: Any  # frames (H, W, 3), as an array or a list
-    if path.suffix.lower() in IMAGES:
-        raw, timestamps = _read_image(path), np.zeros(1)
-    else:
-        try:
-            raw, timestamps = _READERS[decoder](path, lambda total, fps: span_indices(total, fps, frames, sampling, interval))
-        except DecodeError:
-            raise
-        except Exception as error:
-            raise DecodeError(_reason(path, decoder, error)) from error
-    if not len(raw):
+    taken, timestamps = [], []
+    image = path.suffix.lower() in IMAGES
+    reader = _read_image if image else _READERS[decoder]
+    try:
+        if not image and _is_text(path):  # before a decoder sees it: FFmpeg follows a playlist to files elsewhere
+            raise DecodeError("it is text, not a video")
+        # absolute, since FFmpeg takes a relative name with a colon for a protocol
+        for frame, seconds in reader(path.absolute(), lambda total, fps: span_indices(total, fps, frames, sampling, interval)):
+            check_size(*frame.shape[1::-1])
+            taken.append(resize(frame, size))
+            timestamps.append(seconds)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(_reason(path, "" if image else decoder, error)) from error
+    if not taken:
         raise DecodeError("it holds no frame")
-    return Decoded(np.stack([resize(frame, size) for frame in raw]), np.asarray(timestamps, dtype=np.float32))
+    return Decoded(np.stack(taken), np.asarray(timestamps, dtype=np.float32))
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise DecodeError for pictures that no video has and that resizing would fill the memory with."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
+        raise DecodeError(f"its pictures are {width} x {height} pixels, which is too large or too narrow to be read")
 
 
 def resize(frame: np.ndarray, size: int) -> np.ndarray:
@@ -104,10 +139,11 @@ def resize(frame: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-Pick = Callable[[int, float], np.ndarray]
+Pick = Callable[[int, float], np.ndarray]  # (number of frames, frames a second) -> indices, in order
+Frames = Iterator[tuple[np.ndarray, float]]  # (H, W, 3) uint8 and its second, one at a time: a batch of 4K frames is gigabytes
 
 
-def _read_decord(path: Path, pick: Pick) -> tuple[np.ndarray, np.ndarray]:
+def _read_decord(path: Path, pick: Pick) -> Frames:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -115,57 +151,81 @@ def _read_decord(path: Path, pick: Pick) -> tuple[np.ndarray, np.ndarray]:
     if len(video) == 0:
         raise DecodeError("it holds no frame")
     index = pick(len(video), float(video.get_avg_fps()))
-    frames = video.get_batch(index).asnumpy()
-    return frames, video.get_frame_timestamp(index)[:, 0]
+    for i, seconds in zip(index.tolist(), video.get_frame_timestamp(index)[:, 0].tolist(), strict=True):
+        yield video[i].asnumpy(), seconds
 
 
-def _read_pyav(path: Path, pick: Pick) -> tuple[list[np.ndarray], np.ndarray]:
+def _read_torchcodec(path: Path, pick: Pick) -> Frames:
+    from torchcodec.decoders import VideoDecoder
+
+    video = VideoDecoder(str(path), seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)
+    about = video.metadata
+    if about.width and about.height:  # before a frame is decoded
+        check_size(about.width, about.height)
+    if not about.num_frames:
+        raise DecodeError("it holds no frame")
+    for i in pick(about.num_frames, float(about.average_fps or 0)).tolist():
+        frame = video.get_frame_at(i)
+        yield frame.data.numpy(), frame.pts_seconds
+
+
+def _read_pyav(path: Path, pick: Pick) -> Frames:
     import av
 
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise DecodeError("it has no video stream")
         stream = container.streams.video[0]
+        check_size(stream.width, stream.height)  # before a frame is decoded
         total = sum(1 for packet in container.demux(stream) if packet.size)
         rate = float(stream.average_rate or 0)
     wanted = set(pick(total, rate).tolist()) if total else set()
-    frames, timestamps = [], []
+    found = 0
     with av.open(str(path)) as container:
         for i, frame in enumerate(container.decode(video=0)):
             if i in wanted:
-                frames.append(frame.to_ndarray(format="rgb24"))
-                timestamps.append(frame.time if frame.time is not None else i / (rate or 1.0))
-                if len(frames) == len(wanted):
+                yield frame.to_ndarray(format="rgb24"), frame.time if frame.time is not None else i / (rate or 1.0)
+                found += 1
+                if found == len(wanted):
                     break
-    if len(frames) < len(wanted):
-        raise DecodeError(f"only {len(frames)} of the {len(wanted)} sampled frames can be decoded; the file is damaged or cut off")
-    return frames, np.asarray(timestamps)
+    if found < len(wanted):
+        raise DecodeError(f"only {found} of the {len(wanted)} sampled frames can be decoded; the file is damaged or cut off")
 
 
-_READERS: dict[str, Callable[[Path, Pick], tuple[Any, np.ndarray]]] = {"decord": _read_decord, "pyav": _read_pyav}
+def _read_image(path: Path, pick: Pick) -> Frames:
+    with Image.open(path, formats=_IMAGE_FORMATS) as image:
+        check_size(*image.size)
+        yield np.asarray(image.convert("RGB")), 0.0
 
 
-def _read_image(path: Path) -> list[np.ndarray]:
-    try:
-        with Image.open(path) as image:
-            return [np.asarray(image.convert("RGB"))]
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"it is not an image that can be read ({str(error).splitlines()[0]})") from error
+_READERS: dict[str, Callable[[Path, Pick], Frames]] = {"decord": _read_decord, "torchcodec": _read_torchcodec, "pyav": _read_pyav}
 
 
 def _reason(path: Path, decoder: str, error: Exception) -> str:
-    """One sentence for a decoder's failure, from the file itself where that says more than the decoder."""
-    if "video stream" in str(error):
-        return "it has no video stream"
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if not any(byte < 9 or 13 < byte < 32 for byte in head):
-        return "it is text, not a video"
-    if head[4:8] == b"ftyp" and not _has_index(path):
-        return "it is cut off: the index at the end of the mp4 (moov) is missing"
+    """One sentence for a failure, from the file itself where that says more than the decoder; no decoder: of an image."""
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
     detail = re.sub(r"^.*\.cc:\d+: ", "", detail)  # decord's time stamp and source line
-    return f"{decoder} cannot decode it; the file is damaged or cut off ({detail[:120]})"
+    detail = "".join(c if c.isprintable() else "?" for c in detail[:120])  # it may quote the file
+    if not decoder:
+        return f"it is not an image that can be read ({detail})"
+    if "video stream" in str(error):
+        return "it has no video stream"
+    try:
+        cut = _head(path)[4:8] == b"ftyp" and not _has_index(path)
+    except OSError as problem:
+        return f"it cannot be read ({problem.strerror})"
+    if cut:
+        return "it is cut off: the index at the end of the mp4 (moov) is missing"
+    return f"{decoder} cannot decode it; the file is damaged or cut off ({detail})"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def _is_text(path: Path) -> bool:
+    return not any(byte < 9 or 13 < byte < 32 for byte in _head(path))
 
 
 def _has_index(path: Path) -> bool:
