@@ -19,7 +19,7 @@ SAMPLINGS = ("fps", "uniform")
 _PACKAGE = {"decord": "decord", "torchcodec": "torchcodec", "pyav": "av"}  # in the order in which auto takes them
 DECODERS = ("auto", *_PACKAGE)
 # what a damaged or hostile file may declare and still be resized: a worker holds a few frames of this size at a time
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit for images; 13,000 pixels square
+MAX_PIXELS = 89_478_485  # Pillow warns of an image from here on; 12K video has fewer
 MAX_ASPECT = 100
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; Pillow's other readers may start programs, as for EPS
 
@@ -146,13 +146,27 @@ Frames = Iterator[tuple[np.ndarray, float]]  # (H, W, 3) uint8 and its second, o
 def _read_decord(path: Path, pick: Pick) -> Frames:
     import decord
 
+    head = _head(path)
+    if any(head[at :: 188 + at][:3] == b"GGG" for at in (0, 4)):  # packets of 188 bytes, or of 192
+        raise DecodeError("decord misplaces the frames of an MPEG transport stream; repeat the command with --decoder pyav")
     decord.logging.set_level(decord.logging.QUIET)
     video = decord.VideoReader(str(path), num_threads=1)
     if len(video) == 0:
         raise DecodeError("it holds no frame")
-    index = pick(len(video), float(video.get_avg_fps()))
-    for i, seconds in zip(index.tolist(), video.get_frame_timestamp(index)[:, 0].tolist(), strict=True):
-        yield video[i].asnumpy(), seconds
+    rate, seconds = float(video.get_avg_fps()), video.get_frame_timestamp(np.arange(len(video)))[:, 0]
+    known = np.isfinite(seconds).all() and np.abs(seconds).max() < 1e9
+    if known and seconds[0] > -1e-3 and (np.diff(seconds) > 0).all():
+        for i in pick(len(video), rate).tolist():
+            yield video[i].asnumpy(), float(seconds[i])
+        return
+    # It counts frames that an edit list hides (they come before second 0), and jumps to wrong ones there and where timestamps are
+    # missing, as in avi and mpg with B-frames. In order it does return every shown frame.
+    shown = seconds[seconds > -1e-3] if known else np.arange(len(video)) / (rate or 1.0)
+    wanted = set(pick(len(shown), rate).tolist()) if len(shown) else set()
+    for i in range(max(wanted, default=-1) + 1):
+        frame = video.next()
+        if i in wanted:
+            yield frame.asnumpy(), float(shown[i])
 
 
 def _read_torchcodec(path: Path, pick: Pick) -> Frames:
@@ -164,9 +178,10 @@ def _read_torchcodec(path: Path, pick: Pick) -> Frames:
         check_size(about.width, about.height)
     if not about.num_frames:
         raise DecodeError("it holds no frame")
+    start = about.begin_stream_seconds_from_content or 0.0
     for i in pick(about.num_frames, float(about.average_fps or 0)).tolist():
         frame = video.get_frame_at(i)
-        yield frame.data.numpy(), frame.pts_seconds
+        yield frame.data.numpy(), frame.pts_seconds - start
 
 
 def _read_pyav(path: Path, pick: Pick) -> Frames:
@@ -177,14 +192,14 @@ def _read_pyav(path: Path, pick: Pick) -> Frames:
             raise DecodeError("it has no video stream")
         stream = container.streams.video[0]
         check_size(stream.width, stream.height)  # before a frame is decoded
-        total = sum(1 for packet in container.demux(stream) if packet.size)
-        rate = float(stream.average_rate or 0)
+        total = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)  # hidden by an edit list
+        rate, start = float(stream.average_rate or 0), float((stream.start_time or 0) * stream.time_base)
     wanted = set(pick(total, rate).tolist()) if total else set()
     found = 0
     with av.open(str(path)) as container:
         for i, frame in enumerate(container.decode(video=0)):
             if i in wanted:
-                yield frame.to_ndarray(format="rgb24"), frame.time if frame.time is not None else i / (rate or 1.0)
+                yield frame.to_ndarray(format="rgb24"), frame.time - start if frame.time is not None else i / (rate or 1.0)
                 found += 1
                 if found == len(wanted):
                     break
