@@ -5,8 +5,13 @@ Each plain test runs a few of what the slow one of the same name runs hundreds o
 
 from __future__ import annotations
 
+import functools
+import json
 import multiprocessing
+import os
+import pickle
 import re
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from published import PUBLISHED, msvd, put, vatex
 from support import written_video
 
 from xmafast.cache import FrameCache, Status, build_cache
 from xmafast.cache.decode import torchcodec_fault
-from xmafast.datasets import demo
+from xmafast.datasets import demo, load_split, usable_splits
 from xmafast.datasets.base import Split, Video
+from xmafast.errors import XmafastError
 
 Random = np.random.Generator
 CLIPS = sorted((demo.ROOT / "clips").glob("*.mp4"))
@@ -205,3 +212,269 @@ def test_broken_videos_each_get_a_reason_and_cost_no_neighbour(decoder, seed, tm
 def test_many_broken_videos_each_get_a_reason_and_cost_no_neighbour(decoder, tmp_path, written):
     skip_without(decoder)
     survives(tmp_path, decoder, 360, 3, written)
+
+
+# ----------------------------------------------------------------------------------------------------------- annotations
+
+BAD_IDS = ("../../x", "/etc/passwd", "C:\\x", "a\0b", "a\nb", "", " ", ".", "..", "x" * 300_000, "\ud800", "日本語")
+BAD_JSON: tuple[Any, ...] = (
+    None,
+    True,
+    3,
+    -1,
+    1e308,
+    float("nan"),
+    10**400,
+    "",
+    " ",
+    "x" * 200_000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": None},
+    BAD_IDS,
+)
+
+
+def folder_of_files(root: Path, form: str) -> dict[str, Any]:
+    names = ["a.mp4", "sub/b.mp4", "c.mp4"]
+    if form == "captions.csv":
+        put(root, {form: "video,caption,split\n" + "".join(f'{name},"a dog, running",test\n' for name in names)}, names)
+    elif form == "captions.jsonl":
+        put(root, {form: "".join(json.dumps({"video": name, "captions": ["a dog", "runs"]}) + "\n" for name in names)}, names)
+    else:
+        put(root, {name.replace(".mp4", ".txt"): "a dog\nruns\n" for name in names}, names)
+    return {}
+
+
+def msvd_pickled(root: Path) -> None:
+    msvd(root)
+    captions = json.loads((root / "captions_msvd.json").read_text())
+    (root / "captions_msvd.json").unlink()
+    (root / "raw-captions.pkl").write_bytes(pickle.dumps({i: [text.split() for text in texts] for i, texts in captions.items()}, 2))
+
+
+def msvd_text(root: Path) -> None:
+    msvd(root)
+    captions = json.loads((root / "captions_msvd.json").read_text())
+    (root / "captions_msvd.json").unlink()
+    (root / "AllVideoDescriptions.txt").write_text(
+        "# notice\n" + "".join(f"{i} {text}\n" for i, texts in captions.items() for text in texts)
+    )
+
+
+def vatex_arrays(root: Path) -> None:
+    expected = vatex(root)
+    for split, name in (("val", "val_names.npy"), ("test", "tst_names.npy")):
+        (root / f"{split}_list.txt").unlink()
+        np.save(root / name, np.array(list(expected[split])))
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    **{name: (name, write) for name, write in PUBLISHED.items()},
+    "msrvtt-full": ("msrvtt-full", PUBLISHED["msrvtt"]),
+    "msvd pickle": ("msvd", msvd_pickled),
+    "msvd text": ("msvd", msvd_text),
+    "vatex arrays": ("vatex", vatex_arrays),
+    **{f"folder {form}": ("folder", functools.partial(folder_of_files, form=form)) for form in ("captions.csv", "captions.jsonl", "txt")},
+}
+
+
+def somewhere(random: Random, value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of a JSON value in which one place, at any depth, is changed."""
+    if not isinstance(value, (dict, list)) or not value or random.integers(4) == 0:
+        return change(value)
+    keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = keys[random.integers(len(keys))]
+    result = value.copy()
+    if isinstance(value, dict) and random.integers(5) == 0:
+        del result[key]
+    elif isinstance(value, dict) and random.integers(5) == 0:
+        result[BAD_IDS[random.integers(len(BAD_IDS))]] = result.pop(key)
+    else:
+        result[key] = somewhere(random, value[key], change)
+    return result
+
+
+def broken_json(random: Random, content: bytes) -> bytes:
+    choices = BAD_JSON + BAD_IDS
+    bad = choices[random.integers(len(choices))]
+    value = somewhere(random, json.loads(content), lambda _: bad)
+    return json.dumps(value, ensure_ascii=bool(random.integers(2))).encode("utf-8", "surrogatepass")
+
+
+def broken_table(random: Random, content: bytes) -> bytes:
+    """Lines with a field less, a field more, an open quote, a very long field, an id that is none."""
+    lines = content.decode().split("\n")
+    comma = "\t" if "\t" in lines[0] else "," if "," in lines[0] else " "
+    i = int(random.integers(len(lines)))
+    fields = lines[i].split(comma)
+    j = int(random.integers(len(fields)))
+    fields[j : j + 1] = (
+        [],
+        [fields[j], "more"],
+        ['"' + fields[j]],
+        ["x" * 200_000],
+        [BAD_IDS[random.integers(len(BAD_IDS))]],
+    )[random.integers(5)]
+    lines[i] = comma.join(fields)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def broken_text(random: Random, content: bytes) -> bytes:
+    at = int(random.integers(len(content)))
+    kinds: list[Callable[[], bytes]] = [
+        lambda: flip(random, content, 1, 2),
+        lambda: flip(random, content, 2, 99),
+        lambda: cut(random, content),
+        lambda: content[:at] + random.bytes(int(random.integers(1, 9))) + content[at:],
+        lambda: content[:at] + "é".encode("latin-1") + content[at:],
+        lambda: content.decode("latin-1").encode("utf-16"),
+        lambda: content.decode("latin-1").encode("utf-16-le"),
+        lambda: b"\xef\xbb\xbf" + content,
+        lambda: content[:at] + b"\0" + content[at:],
+        lambda: content.replace(b"\n", b"\r\n"),
+        lambda: content.replace(b"\n", b"\r"),
+        lambda: b"[" * 10_000 + content,
+        lambda: b'{"a":' * 10_000 + content,
+        lambda: re.sub(rb"\d+", b"9" * 5000, content, count=1),
+        lambda: (b"", b" ", b"\n\n\n", b"\0", b"null", b"{", b'"', b"NaN", b'{"a": 1, "a": 2}')[random.integers(9)],
+        lambda: content + content,
+    ]
+    return kinds[random.integers(len(kinds))]()
+
+
+def mutated(random: Random, path: Path, content: bytes) -> bytes:
+    own = {".json": broken_json, ".csv": broken_table, ".txt": broken_table}.get(path.suffix)
+    return own(random, content) if own and random.integers(2) else broken_text(random, content)
+
+
+def loads_or_says_why(name: str, root: Path) -> None:
+    """Load every split; what is raised must be one of ours, on one line that names a file of the folder."""
+
+    def attempt(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except XmafastError as error:
+            problem = error
+        line = str(problem).partition("\n")[0]
+        assert line.isprintable(), line[:300]
+        assert str(root) in line, line[:300]
+        assert len(line) < 1000, line[:300]
+        return None
+
+    usable = attempt(lambda: usable_splits(name, root))
+    for split in usable[0] if usable and name == "folder" else ("train", "val", "test") if name != "folder" else ():
+        if name.startswith(("msrvtt", "activitynet")) and split == "val" and name != "msrvtt-full":
+            continue
+        loaded = attempt(functools.partial(load_split, name, root, split))
+        for video in loaded.videos if loaded else ():
+            assert isinstance(video.id, str)
+            assert video.id
+            assert not any(c < " " or "\ud800" <= c <= "\udfff" for c in video.id)
+            assert isinstance(video.captions, tuple)
+            assert all(isinstance(text, str) and text.strip() for text in video.captions)
+            json.dumps([video.id, *video.captions], ensure_ascii=False).encode("utf-8")  # as a cache stores them
+            assert video.path is None or Path(os.path.realpath(video.path)).is_relative_to(os.path.realpath(root))
+
+
+def survive_annotations(layout: str, root: Path, count: int, seed: int) -> None:
+    name, write = LAYOUTS[layout]
+    write(root)
+    random = np.random.default_rng([seed, *layout.encode()])
+    files = sorted(path for path in root.rglob("*") if path.suffix in {".json", ".jsonl", ".csv", ".txt", ".pkl", ".npy"})
+    loads_or_says_why(name, root)
+    for _ in range(count):
+        path = files[random.integers(len(files))]
+        good = path.read_bytes()
+        path.write_bytes(mutated(random, path, good))
+        loads_or_says_why(name, root)
+        path.write_bytes(good)
+    for path in files:
+        good = path.read_bytes()
+        path.unlink()
+        path.mkdir()
+        loads_or_says_why(name, root)
+        path.rmdir()
+        path.symlink_to(path)
+        loads_or_says_why(name, root)
+        path.unlink()
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_broken_annotations_load_or_give_one_sentence(layout, tmp_path):
+    survive_annotations(layout, tmp_path, 3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_broken_annotations_load_or_give_one_sentence(layout, tmp_path):
+    survive_annotations(layout, tmp_path, 100, 2)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "msrvtt-full"])
+def test_links_out_of_the_root_are_refused_and_those_in_a_circle_harmless(layout, tmp_path):
+    root = tmp_path / "root"
+    name, write = LAYOUTS[layout]
+    write(root)
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"x")
+    for path in sorted(path for path in root.rglob("*") if path.suffix in {".mp4", ".avi", ".jpg", "."}):
+        for target in (outside, path, path.with_name("absent")):
+            path.rename(tmp_path / "aside")
+            path.symlink_to(target)
+            loads_or_says_why(name, root)
+            path.unlink()
+            (tmp_path / "aside").rename(path)
+
+
+@pytest.mark.parametrize("layout", ["folder captions.jsonl", "folder txt", "msvd"])
+def test_file_names_that_are_no_text_are_named(layout, tmp_path):
+    name, write = LAYOUTS[layout]
+    write(tmp_path)
+    for odd in ("\udcff.mp4", "new\nline.mp4"):
+        path = tmp_path / odd
+        shutil.copy(CLIPS[0], path)
+        path.with_suffix(".txt").write_text("a caption")
+        loads_or_says_why(name, tmp_path)
+        path.unlink()
+        path.with_suffix(".txt").unlink()
+    for path in tmp_path.glob("*.[jt]*"):  # without captions
+        path.unlink()
+    if name == "folder":
+        shutil.copy(CLIPS[0], tmp_path / "\udcff.mp4")
+        loads_or_says_why(name, tmp_path)
+
+
+class _Calls:
+    def __init__(self, function: Callable[..., Any], *arguments: str) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def test_hostile_pickles_are_refused_and_nothing_in_them_runs(tmp_path):
+    msvd_pickled(tmp_path)
+    path, mark = tmp_path / "raw-captions.pkl", tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w')"
+    hostile = [_Calls(os.system, f"touch '{mark}'"), _Calls(eval, code), _Calls(exec, code), _Calls(open, str(mark), "w")]
+    contents = [pickle.dumps(wrap, version) for version in range(6) for h in hostile for wrap in (h, {"a": [[h]]}, [h])]
+    contents += [
+        f"cos\nsystem\n(S'touch {mark}'\ntR.".encode(),
+        f"(S'touch {mark}'\nios\nsystem\n.".encode(),
+        f"(cos\nsystem\nS'touch {mark}'\no.".encode(),
+        b"Pid\n.",
+        b"}(X\x01\x00\x00\x00a](]q\x00h\x00ee" + b"u.",
+    ]
+    shared = ["w" * 100_000] * 1000  # a few kilobytes that would be joined into 100 GB
+    contents.append(pickle.dumps({str(i): sentences for i, sentences in enumerate([[shared] * 1000] * 1000)}))
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(XmafastError, match=r"raw-captions\.pkl") as error:
+            load_split("msvd", tmp_path, "train")
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 1000
+    assert not mark.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,26 +114,39 @@ class Finder:
         name = inside(name, self.root, source)
         last = PurePosixPath(name).name
         path = self.by_path.get(name) or self.by_name.get(last) or self.by_stem.get(self._stem(last))
-        return path and no_link_out(path, self.root, source)
+        return path and own_file(path, self.root, source)
 
 
 def inside(name: str, root: Path, source: str | Path) -> str:
     """``name`` as a plain relative path. Raises DataError for an absolute one, one with ``..`` and one that no file can have."""
-    if not name.strip() or any(c < " " or "\ud800" <= c <= "\udfff" for c in name):
-        raise DataError(f"{source}: {name!r} is no usable id or file name; correct it or take it out.")
+    if not name.strip() or _no_text(name):
+        raise DataError(f"{source}: {brief(repr(name))} is no usable id or file name; correct it or take it out.")
     if not any(sign in name for sign in ("/", "\\", ":", "..")):  # nearly every id; the rest is slow
         return name
     windows = PureWindowsPath(name)
     if windows.drive or windows.root or ".." in windows.parts:
-        raise DataError(f"{source}: {name!r} leaves the data set's folder {root}; only files below it are read.")
+        raise DataError(f"{source}: {brief(repr(name))} leaves the data set's folder {root}; only files below it are read.")
     return PurePosixPath(name).as_posix()
 
 
-def no_link_out(path: Path, root: Path, source: str | Path) -> Path:
-    """``path`` again. Raises DataError where it is a link to a file outside ``root``."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+def own_file(path: Path, root: Path, source: str | Path) -> Path:
+    """``path`` again. Raises DataError where it is a link to a file outside ``root``, and where its name is no text."""
+    if _no_text(name := str(path.relative_to(root))):
+        raise DataError(f"{source}: the file {brief(repr(name))} has a name that no cache can hold; rename it.")
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):  # resolve() may raise for a circle
         raise DataError(f"{source}: {path} is a link that leaves the data set's folder {root}; put the file itself there.")
     return path
+
+
+def _no_text(name: str) -> bool:
+    """Whether it holds a control character or a byte that is not UTF-8, which Python reads as half a surrogate pair."""
+    return any(c < " " or "\ud800" <= c <= "\udfff" for c in name)
+
+
+def brief(text: object) -> str:
+    """What may be long and hold anything, to stand in a sentence: the first line's first characters."""
+    line = (str(text).splitlines() or [""])[0]
+    return "".join(c if c.isprintable() else "?" for c in line[:160])
 
 
 def gather(
@@ -226,18 +240,17 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: it is not JSON ({error.msg}); fetch the file again.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON that can be read ({error}).") from error
+        raise DataError(f"{path} is not JSON that can be read ({brief(error)}).") from error
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of a csv file with a header, none of ``columns`` empty."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a csv file in UTF-8 ({error}).") from error
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise DataError(f"{path} is not a csv file ({brief(error)}).") from error
     for number, row in enumerate(rows, 2):
-        absent = [column for column in columns if not row.get(column)]
+        absent = [column for column in columns if not (row.get(column) or "").strip()]
         if absent:
             raise DataError(f"{path}, line {number}: column {absent[0]!r} is empty or missing; expected: {', '.join(columns)}.")
     if not rows:
@@ -260,9 +273,9 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise DataError(f"{path} is not {expected}: there is no {error}.") from error
+        raise DataError(f"{path} is not {expected}: there is no {brief(error)}.") from error
     except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path} is not {expected}: {error}.") from error
+        raise DataError(f"{path} is not {expected}: {brief(error)}.") from error
 
 
 def sentences(value: Any) -> tuple[str, ...]:

@@ -24,10 +24,11 @@ from xmafast.datasets.base import (
     Protocol,
     Split,
     Video,
+    brief,
     find_files,
     inside,
     need_folder,
-    no_link_out,
+    own_file,
     read_lines,
     read_text,
     sentences,
@@ -57,9 +58,9 @@ def _read(root: Path) -> dict[str, list[Video]]:
         for number, name, texts, split in _rows(table):
             video = inside(name, root, f"{table}, line {number}")
             if split and split not in SPLITS:
-                raise DataError(f"{table}, line {number}: split {split!r} is none of {', '.join(SPLITS)}.")
+                raise DataError(f"{table}, line {number}: split {brief(repr(split))} is none of {', '.join(SPLITS)}.")
             if split_of.setdefault(video, split) != split:
-                raise DataError(f"{table}, line {number}: {video} is in {split!r} here and in {split_of[video]!r} above.")
+                raise DataError(f"{table}, line {number}: {brief(video)} is in {split!r} here and in {split_of[video]!r} above.")
             captions.setdefault(video, []).extend(texts)
         if not captions:
             raise DataError(f"{table} holds no captions; expected rows of video and caption, as: clip1.mp4,a dog runs on grass")
@@ -67,16 +68,16 @@ def _read(root: Path) -> dict[str, list[Video]]:
         for path in files:
             side = path.with_suffix(".txt")
             if side.is_file() and (texts := [line.strip() for _, line in read_lines(side)]):
-                captions[_id(path, root)] = texts
+                captions[_id(own_file(path, root, root), root)] = texts
         if not files:
             raise DataError(f"{root} holds no videos and no images; name the folder that does with --root DIR.")
         if not captions:
-            return {"videos": [Video(_id(path, root), path) for path in files]}
+            return {"videos": [Video(_id(path, root), own_file(path, root, root)) for path in files]}
     known = {_id(path, root): path for path in files}
     if table is not None:
         for video in captions:
             if video in known:
-                no_link_out(known[video], root, table)
+                own_file(known[video], root, table)
     result: dict[str, list[Video]] = {}
     for video, texts in sorted(captions.items()):
         split = split_of.get(video) or ("test" if hashlib.sha256(video.encode("utf-8")).digest()[0] % 5 == 0 else "train")
@@ -103,7 +104,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, list[str], str]]:
                     raise DataError(f"{table}, line {reader.line_num}: the {'caption' if video else 'video'} is empty.")
                 yield reader.line_num, video, [caption], (row.get("split") or "").strip()
         except csv.Error as error:
-            raise DataError(f"{table}, line {reader.line_num}: it is not csv ({error}).") from error
+            raise DataError(f"{table}, line {reader.line_num}: it is not csv ({brief(error)}).") from error
         return
     for number, line in read_lines(table):
         try:
@@ -116,5 +117,5 @@ def _rows(table: Path) -> Iterator[tuple[int, str, list[str], str]]:
             if not isinstance(row.get("split") or "", str):
                 raise ValueError("split must be text")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f'{table}, line {number}: expected {{"video": "clip1.mp4", "caption": "..."}} ({error}).') from error
+            raise DataError(f'{table}, line {number}: expected {{"video": "clip1.mp4", "caption": "..."}} ({brief(error)}).') from error
         yield number, row["video"], texts, row.get("split") or ""

@@ -24,6 +24,7 @@ from xmafast.datasets.base import (
     Files,
     Protocol,
     Split,
+    brief,
     gather,
     missing_files,
     one_of,
@@ -88,11 +89,29 @@ def _unpickle(path: Path) -> Any:
         content = path.read_bytes()
         for opcode, argument, _ in pickletools.genops(content):
             if not OPCODES.fullmatch(opcode.name):
-                raise DataError(f"{path} holds more than dicts, lists and strings ({opcode.name} {argument or ''}); it was not loaded.")
+                what = brief(f"{opcode.name} {argument or ''}")
+                raise DataError(f"{path} holds more than dicts, lists and strings ({what}); it was not loaded.")
             if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= len(content):
                 raise ValueError("an index into nowhere")  # it would have pickle reserve memory for all before it
-        return _Unpickler(io.BytesIO(content), encoding="utf-8").load()
+        loaded = _Unpickler(io.BytesIO(content), encoding="utf-8").load()
+        _check_repeats(loaded, 100 * len(content))
+        return loaded
     except DataError:
         raise
     except Exception as error:  # a broken pickle may raise anything
-        raise DataError(f"{path} is not a pickle that can be read ({error}); fetch the file again.") from error
+        raise DataError(f"{path} is not a pickle that can be read ({brief(error)}); fetch the file again.") from error
+
+
+def _check_repeats(value: Any, limit: int) -> None:
+    """Raise ValueError where strings and lists, each counted as often as it is referred to, are longer than ``limit`` together.
+
+    A pickle may name one long string a thousand times, a list of that a thousand times, and so on, in a few kilobytes.
+    """
+    open_, total = [value], 0
+    while open_:
+        value = open_.pop()
+        total += len(value)
+        if total > limit:
+            raise ValueError("it repeats what it holds too often")
+        if not isinstance(value, str):
+            open_.extend(value.values() if isinstance(value, dict) else value)

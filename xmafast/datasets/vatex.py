@@ -21,6 +21,7 @@ from xmafast.datasets.base import (
     Files,
     Protocol,
     Split,
+    brief,
     gather,
     inside,
     missing_files,
@@ -77,7 +78,9 @@ def _ids(path: Path, root: Path) -> list[str]:
     try:
         names = np.load(path, allow_pickle=False)
     except Exception as error:  # a broken header may raise anything
-        raise DataError(f"{path} is not a plain .npy array of ids ({error}); write them to {LISTS['test'][0]}, one a line.") from error
+        raise DataError(
+            f"{path} is not a plain .npy array of ids ({brief(error)}); write them to {LISTS['test'][0]}, one a line."
+        ) from error
     if getattr(names, "ndim", 0) != 1 or names.dtype.kind not in "US":
         raise DataError(f"{path} is not an array of ids; write them into a text file, one a line.")
     with reading(path, "an array of ids in UTF-8"):
