@@ -14,8 +14,10 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from xmafast.backbone import Backbone
+from xmafast.cache.decode import resolve_decoder
 from xmafast.datasets import demo
 from xmafast.datasets.base import Split, Video
+from xmafast.errors import UsageError
 
 PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
@@ -42,7 +44,7 @@ def written_video(path: Path, frames: int, *, codec: str = "libx264", start: int
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, stream.codec.video_formats[0].name, 20
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "rgb8" if codec == "gif" else "yuv420p", 20
         for i in range(frames):
             picture = np.full((48, 64, 3), 4 * (i + 1) % 256, dtype=np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
@@ -50,3 +52,11 @@ def written_video(path: Path, frames: int, *, codec: str = "libx264", start: int
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def need_decoder(name: str) -> None:
+    """Skip a test where this decoder is not installed or cannot be loaded."""
+    try:
+        resolve_decoder(name)
+    except UsageError as error:
+        pytest.skip(str(error))

@@ -24,6 +24,7 @@ def examine(workspace: Path) -> list[Finding]:
     import torch
 
     from xmafast.backbone import DEMO
+    from xmafast.cache.decode import PACKAGES, torchcodec_fault
 
     findings = [Finding("python", "ok", platform.python_version()), Finding("torch", "ok", torch.__version__)]
     if torch.cuda.is_available():
@@ -37,13 +38,19 @@ def examine(workspace: Path) -> list[Finding]:
     findings.append(_package("triton", "falls back", "no wheel for this platform; the eager forms are used"))
     findings.append(_package("open_clip_torch", "missing", "backbones cannot be built; pip install open_clip_torch"))
     findings.append(_package("h5py", "missing", "caches cannot be written; pip install h5py"))
-    decord, pyav = importlib.util.find_spec("decord"), importlib.util.find_spec("av")
-    if decord:
-        findings.append(Finding("video decoder", "ok", f"decord {version('decord')}" + (f", PyAV {version('av')}" if pyav else "")))
-    elif pyav:
-        findings.append(Finding("video decoder", "falls back", f"PyAV {version('av')}; decord has wheels for Linux x86-64 alone"))
+    found = {name: version(package) for name, package in PACKAGES.items() if importlib.util.find_spec(package)}
+    fault = torchcodec_fault() if "torchcodec" in found else ""
+    if fault:
+        del found["torchcodec"]
+    listed = ", ".join(f"{name} {number}" for name, number in found.items())
+    if "decord" in found:
+        findings.append(Finding("video decoder", "ok", listed))
+    elif found:
+        findings.append(Finding("video decoder", "falls back", f"{listed}; decord has wheels for Linux x86-64 alone"))
     else:
         findings.append(Finding("video decoder", "missing", "only images can be cached; pip install av"))
+    if fault:
+        findings.append(Finding("torchcodec", "falls back", fault))
     weights = DEMO / "open_clip_model.safetensors"
     findings.append(Finding("demo backbone", "ok" if weights.is_file() else "missing", str(weights)))
     place = next(p for p in (workspace.resolve(), *workspace.resolve().parents) if p.exists())

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 from published import PUBLISHED, msvd, put, vatex
-from support import written_video
+from support import need_decoder, written_video
 
 from xmafast.cache import FrameCache, Status, build_cache
-from xmafast.cache.decode import torchcodec_fault
 from xmafast.datasets import demo, load_split, usable_splits
 from xmafast.datasets.base import Split, Video
 from xmafast.errors import XmafastError
@@ -193,25 +192,17 @@ def survives(tmp_path: Path, decoder: str, count: int, seed: int, written: dict[
     assert not multiprocessing.active_children()
 
 
-def skip_without(decoder: str) -> None:
-    pytest.importorskip("decord" if decoder == "decord" else "av")
-    if decoder == "torchcodec":
-        pytest.importorskip("torchcodec")
-        if fault := torchcodec_fault():
-            pytest.skip(fault)
-
-
 @pytest.mark.parametrize(("decoder", "seed"), [("decord", 1), ("pyav", 2)])
 def test_broken_videos_each_get_a_reason_and_cost_no_neighbour(decoder, seed, tmp_path, written):
-    skip_without(decoder)
+    need_decoder(decoder)
     survives(tmp_path, decoder, 12, seed, written)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["decord", "pyav", "torchcodec"])
 def test_many_broken_videos_each_get_a_reason_and_cost_no_neighbour(decoder, tmp_path, written):
-    skip_without(decoder)
-    survives(tmp_path, decoder, 360, 3, written)
+    need_decoder(decoder)
+    survives(tmp_path, decoder, 800, 6, written)
 
 
 # ----------------------------------------------------------------------------------------------------------- annotations
@@ -411,7 +402,7 @@ def test_broken_annotations_load_or_give_one_sentence(layout, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_many_broken_annotations_load_or_give_one_sentence(layout, tmp_path):
-    survive_annotations(layout, tmp_path, 100, 2)
+    survive_annotations(layout, tmp_path, 300, 2)
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "msrvtt-full"])

@@ -16,8 +16,8 @@ from xmafast.errors import DecodeError, UsageError, unknown
 from xmafast.files import IMAGES
 
 SAMPLINGS = ("fps", "uniform")
-_PACKAGE = {"decord": "decord", "torchcodec": "torchcodec", "pyav": "av"}  # in the order in which auto takes them
-DECODERS = ("auto", *_PACKAGE)
+PACKAGES = {"decord": "decord", "torchcodec": "torchcodec", "pyav": "av"}  # in the order in which auto takes them
+DECODERS = ("auto", *PACKAGES)
 # what a damaged or hostile file may declare and still be resized: a worker holds a few frames of this size at a time
 MAX_PIXELS = 89_478_485  # Pillow warns of an image from here on; 12K video has fewer
 MAX_ASPECT = 100
@@ -53,15 +53,15 @@ def resolve_decoder(name: str) -> tuple[str, str]:
     """``auto`` or a decoder's name -> (name, version). Raises UsageError where it is not installed or cannot be loaded."""
     if name not in DECODERS:
         raise unknown("decoder", name, DECODERS)
-    for candidate in _PACKAGE if name == "auto" else (name,):
-        package = _PACKAGE[candidate]
+    for candidate in PACKAGES if name == "auto" else (name,):
+        package = PACKAGES[candidate]
         if not importlib.util.find_spec(package):
             continue
         if candidate != "torchcodec" or not (fault := torchcodec_fault()):
             return candidate, version(package)
         if name != "auto":
             raise UsageError(fault)
-    raise UsageError(f"Decoder {name!r} is not installed; try: pip install {'av' if name == 'auto' else _PACKAGE[name]}")
+    raise UsageError(f"Decoder {name!r} is not installed; try: pip install {'av' if name == 'auto' else PACKAGES[name]}")
 
 
 def torchcodec_fault() -> str:
@@ -219,7 +219,7 @@ _READERS: dict[str, Callable[[Path, Pick], Frames]] = {"decord": _read_decord, "
 def _reason(path: Path, decoder: str, error: Exception) -> str:
     """One sentence for a failure, from the file itself where that says more than the decoder; no decoder: of an image."""
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    detail = re.sub(r"^.*\.cc:\d+: ", "", detail)  # decord's time stamp and source line
+    detail = re.sub(r"^(.*\.cc:\d+: |\w+, \S+\.cpp:\d+, )", "", detail)  # decord's and torchcodec's source lines
     detail = "".join(c if c.isprintable() else "?" for c in detail[:120])  # it may quote the file
     if not decoder:
         return f"it is not an image that can be read ({detail})"
