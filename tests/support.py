@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -37,21 +35,6 @@ def demo_split(name: str, count: int, root: Path = demo.ROOT) -> Split:
     split = demo.load(demo.ROOT, name)
     videos = [Video(v.id, root / Path(v.path).relative_to(demo.ROOT), v.captions) for v in split.videos[:count] if v.path]
     return replace(split, videos=videos, root=root)
-
-
-def written_video(path: Path, frames: int, *, codec: str = "libx264", start: int = 0, **options: str) -> Path:
-    """A video of 64 x 48 pixels at 25 frames a second, whose frame i is grey of 4 (i + 1); ``start`` counts in frames."""
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "rgb8" if codec == "gif" else "yuv420p", 20
-        for i in range(frames):
-            picture = np.full((48, 64, 3), 4 * (i + 1) % 256, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stream.pix_fmt)
-            frame.pts, frame.time_base = start + i, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def need_decoder(name: str) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import open_clip
 import pytest
 from PIL import Image
-from support import need_decoder, written_video
+from support import need_decoder
+from written import written_video
 
 from xmafast.cache.decode import DECODERS, MAX_PIXELS, decode, resize, resolve_decoder, sample_indices
 from xmafast.datasets import demo

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from published import PUBLISHED, msvd, put, vatex
-from support import need_decoder, written_video
+from support import need_decoder
+from written import written_video
 
 from xmafast.cache import FrameCache, Status, build_cache
 from xmafast.datasets import demo, load_split, usable_splits
@@ -437,6 +438,19 @@ def test_file_names_that_are_no_text_are_named(layout, tmp_path):
     if name == "folder":
         shutil.copy(CLIPS[0], tmp_path / "\udcff.mp4")
         loads_or_says_why(name, tmp_path)
+
+
+def test_a_quote_that_is_never_closed_is_an_error_and_swallows_no_rows(tmp_path):
+    put(tmp_path / "folder", {"captions.csv": 'video,caption\na.mp4,"a dog\nb.mp4,a cat\n'}, ["a.mp4", "b.mp4"])
+    put(tmp_path / "msrvtt", {"MSRVTT_JSFUSION_test.csv": 'video_id,sentence\nvideo1,"a dog\nvideo2,a cat\n'})
+    for name in ("folder", "msrvtt"):
+        with pytest.raises(XmafastError, match=r"csv .*unexpected end of data"):
+            load_split(name, tmp_path / name, "test")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_csv_files_header(tmp_path):
+    put(tmp_path, {"MSRVTT_JSFUSION_test.csv": "\ufeffvideo_id,sentence\nvideo1,a dog\n"})
+    assert [video.captions for video in load_split("msrvtt", tmp_path, "test").videos] == [("a dog",)]
 
 
 class _Calls:

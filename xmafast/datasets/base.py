@@ -246,7 +246,7 @@ def read_json(path: Path) -> Any:
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of a csv file with a header, none of ``columns`` empty."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise DataError(f"{path} is not a csv file ({brief(error)}).") from error
     for number, row in enumerate(rows, 2):

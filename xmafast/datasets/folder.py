@@ -93,7 +93,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, list[str], str]]:
     """(line, video, captions, split) of a captions file."""
     if table.suffix == ".csv":
         text = read_text(table)
-        reader = csv.DictReader(io.StringIO(text, newline=""))  # a caption in quotes may go on over lines
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # a caption in quotes may go on over lines
         try:
             missing = {"video", "caption"} - set(reader.fieldnames or ())
             if text.strip() and missing:
