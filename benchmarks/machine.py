@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def machine() -> dict:
         "driver": driver(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "open_clip_torch", "numpy", "h5py")},
-        "triton": triton(),
+        **versions(["triton"]),
     }
 
 
@@ -36,9 +37,12 @@ def driver() -> str | None:
     return lines[0] if lines else None
 
 
-def triton() -> str | None:
-    """Triton's version, where it exists at all."""
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return None
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Their versions, None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,15 @@ def interleaved(runs: dict[str, Run], device: str, rounds: int | None = None) ->
     total = sum(_once(run, launches[name], flush) * launches[name] for name, run in runs.items())
     rounds = rounds or int(min(max(BUDGET[device] / max(total, 1e-3), ROUNDS[0]), ROUNDS[1]))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds):
-        for name in list(runs) if turn % 2 == 0 else reversed(runs):
-            times[name].append(_once(runs[name], launches[name], flush))
+    for name in turns(runs, rounds):
+        times[name].append(_once(runs[name], launches[name], flush))
     return {name: summary(values) | {"rounds": rounds, "launches": launches[name]} for name, values in times.items()}
+
+
+def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """Each name once a round, every other round from the last to the first."""
+    for turn in range(rounds):
+        yield from list(names) if turn % 2 == 0 else reversed(list(names))
 
 
 def _once(run: Run, launches: int, flush: torch.Tensor | None) -> float:
