@@ -1,4 +1,4 @@
-"""The benchmark of the kernels runs, every row of it."""
+"""The benchmarks of the kernels and of the cache run, every row of them."""
 
 import json
 import subprocess
@@ -25,3 +25,37 @@ def test_every_row_of_the_kernels_benchmark_runs_and_agrees(tmp_path):
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
     for op, size in {(row["op"], row["size"]) for row in result["rows"]}:
         assert any(row["form"] == "xmafast" for row in result["rows"] if (row["op"], row["size"]) == (op, size))
+
+
+@pytest.mark.slow
+def test_every_row_of_the_cache_benchmark_runs_and_gives_the_caches_frames(tmp_path):
+    out = tmp_path / "quick.json"
+    command = [sys.executable, ROOT / "benchmarks" / "cache.py", "--quick", "--work", tmp_path, "--out", out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(tmp_path.iterdir()) == [out], "what it wrote beside its results is gone"
+    rows = json.loads(out.read_text())["rows"]
+    forms = {(row["section"], row["form"]) for row in rows}
+    assert forms >= {
+        ("build", "build_cache"),
+        ("build", "bare decoder"),
+        ("build", "PyAV"),
+        ("read", "FrameCache.read(rows, out)"),
+        ("read", "FrameCache.read(rows)"),
+        ("read", "FrameDataset, a loop"),
+        ("read", "folder, JPEG q95"),
+        ("bytes", "cache, raw"),
+    }
+    optional = {"OpenCV", "LMDB, raw", "LMDB, JPEG q95", "WebDataset, raw"}
+    assert optional <= {form for _, form in forms}, "a rival that is missing is said to be"
+    for row in rows:
+        if row["form"] in optional and row["state"] == "not installed":
+            continue
+        assert row["state"] == "measured", row
+        if row["section"] == "bytes":
+            assert row["bytes_per_video"] > 0
+            continue
+        assert row["checked"] or row["form"] == "np.copyto, the machine"
+        assert row["videos_per_s"] > 0
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+    assert len({row["case"] for row in rows if row["section"] == "build"}) == 2
