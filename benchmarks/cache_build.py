@@ -29,9 +29,7 @@ def measure_build(case: str, paths: list[Path], options: dict, work: Path, worke
     def ours() -> tuple[list[float], int]:
         file.unlink(missing_ok=True)
         stamps: list[float] = []
-        build_cache(
-            build_cache(split, file, workers=workers, progress=lambda tried, _: tried and stamps.append(time.perf_counter()), **options)
-        )
+        build_cache(split, file, workers=workers, progress=lambda tried, _: tried and stamps.append(time.perf_counter()), **options)
         stamps.append(time.perf_counter())
         return stamps, int(FrameCache(file).num_frames.sum())
 
