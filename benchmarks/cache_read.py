@@ -17,7 +17,8 @@ from xmafast import FrameDataset
 from xmafast.cache import FrameCache, build_cache
 from xmafast.datasets import Split, Video
 
-CODECS: dict[str, dict] = {"raw": {}}  # options of build_cache; raw, which all others are compared with, is first
+# options of build_cache; raw, which all others are compared with, is first
+CODECS: dict[str, dict] = {"raw": {}, "jpeg": {"codec": "jpeg"}}
 BATCH = 32
 OURS, FRESH, DATASET, COPY = "FrameCache.read(rows, out)", "FrameCache.read(rows)", "FrameDataset, a loop", "np.copyto, the machine"
 TOLERANCE = 4.0  # mean difference of a video in levels of 255, of forms that keep JPEGs

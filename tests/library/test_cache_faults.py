@@ -23,9 +23,9 @@ def damage(path, row, byte=100):
     frames.flush()
 
 
-def python(code, **options):
+def python(*arguments, **options):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, **options)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, **options)
 
 
 def test_one_changed_bit_is_found_and_mended(tmp_path):
@@ -63,10 +63,12 @@ def test_a_second_writer_is_refused_and_a_crash_leaves_no_lock(tmp_path):
     path = tmp_path / "train.h5"
     with locked(path):
         code = f"{BUILD}; build_cache(demo_split('train', 2), {str(path)!r}, workers=1)"
-        done = python(code)
+        done = python("-c", code)
         assert done.returncode == 1
         assert f"is being written by process {os.getpid()}; wait for it to end" in done.stderr
-    dead = python(f"from xmafast.cache.lock import _take; import os, pathlib; _take(pathlib.Path({str(path)!r})); os.kill(os.getpid(), 9)")
+    dead = python(
+        "-c", f"from xmafast.cache.lock import _take; import os, pathlib; _take(pathlib.Path({str(path)!r})); os.kill(os.getpid(), 9)"
+    )
     assert dead.returncode == -9
     with locked(path):
         pass
@@ -81,8 +83,9 @@ def test_a_full_disk_stops_with_what_was_done_intact(tmp_path):
     cache = FrameCache(path)
     room = cache.offset + 3 * int(np.prod(cache.shape[1:]))
     done = python(
+        "-c",
         f"{BUILD}; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
-        f"build_cache(demo_split('train', 8), {str(path)!r}, frames=2, sampling='uniform', size=32, workers=1)"
+        f"build_cache(demo_split('train', 8), {str(path)!r}, frames=2, sampling='uniform', size=32, workers=1)",
     )
     assert done.returncode == 1
     assert "There is no room left for" in done.stderr.splitlines()[-1]
@@ -113,3 +116,12 @@ def test_a_cache_of_an_older_format_is_refused(tmp_path):
         file.attrs["schema"] = 1
     with pytest.raises(CacheError, match="has cache format 1, and this version reads 2; cache again"):
         FrameCache(path)
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_keeps_its_rows_open(tmp_path):
+    script, path = tmp_path / "script.py", tmp_path / "train.h5"
+    call = f"build_cache(demo_split('train', 4), {str(path)!r}, **{OPTIONS!r})"
+    script.write_text(f"{BUILD}\n{call}\n")
+    run = python(str(script), timeout=60)
+    assert "call build_cache under `if __name__ == '__main__':`" in run.stderr
+    assert not FrameCache(path.with_name("train.h5.partial")).count(Status.FAILED)

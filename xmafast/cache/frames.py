@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CODECS = ("raw", "jpeg")
 QUALITY = 95
+COPIERS, COPIED = 4, 2**23  # threads that read a batch at most, and bytes that are worth another one
 HEAD = 1024  # bytes of a JPEG's tables, more than they take: for small images they are most of it
 
 
@@ -103,7 +104,8 @@ class FrameReader(Rows):
 
         rows = np.asarray(rows, dtype=np.int64)
         mask = torch.from_numpy(np.arange(self.shape[1]) < self.num_frames[rows][:, None])
-        frames = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8) if out is None else out[: len(rows)]
+        # numpy's fresh memory comes in large pages, torch's in small ones, which take several times as long to be had
+        frames = torch.from_numpy(np.empty((len(rows), *self.shape[1:]), np.uint8)) if out is None else out[: len(rows)]
         self.fill(rows, frames.numpy())
         return frames, mask
 
@@ -167,11 +169,20 @@ class FrameCache(CacheFile, FrameReader):
         return frames[: int(self.num_frames[row])]
 
     def fill(self, rows: np.ndarray, out: np.ndarray) -> None:
-        if self.codec == "raw":
-            np.take(self.data, rows, axis=0, out=out, mode="clip")  # any other mode reads into a buffer first
+        threads = os.cpu_count() or 1
+        if self.codec == "jpeg":
+            with ThreadPoolExecutor(max(1, min(len(rows), threads))) as crew:  # PIL decodes without the interpreter's lock
+                list(crew.map(self._decode, (int(row) for row in rows), out))
             return
-        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1) or 1) as crew:  # PIL decodes without the interpreter's lock
-            list(crew.map(self._decode, (int(row) for row in rows), out))
+        threads = min(threads, COPIERS, 1 + out.nbytes // COPIED)
+        if threads == 1:
+            self._copy(rows, out)
+            return
+        with ThreadPoolExecutor(threads) as crew:  # so does numpy copy; one thread does not use up the memory's rate
+            list(crew.map(self._copy, np.array_split(rows, threads), np.array_split(out, threads)))
+
+    def _copy(self, rows: np.ndarray, out: np.ndarray) -> None:
+        np.take(self.data, rows, axis=0, out=out, mode="clip")  # any other mode reads into a buffer first
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         n, end = int(self.num_frames[row]), np.cumsum(self.lengths[row])

@@ -109,6 +109,11 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                         timestamps, error, checksum, lengths = worker.pipe.recv()
                     except (EOFError, OSError):
                         worker.process.join()
+                        if worker.process.exitcode == 1 and worker.process.pid not in warm:
+                            raise CacheError(
+                                "The decode processes end before their first video. In a script, call build_cache under "
+                                "`if __name__ == '__main__':`, since each of them imports the script anew."
+                            ) from None
                         yield Done(row, None, f"the decoder crashed ({_exit(worker.process.exitcode)})")
                         replace(worker)
                         continue
