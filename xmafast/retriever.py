@@ -19,7 +19,7 @@ from xmafast.files import write_atomically
 from xmafast.kernels import similarity
 from xmafast.kernels.dispatch import IMPLEMENTATIONS
 from xmafast.kernels.pooling import HEADERS
-from xmafast.methods import Method, build_method
+from xmafast.methods import METHODS, Method, build_method
 from xmafast.methods.base import Context
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -49,6 +49,9 @@ class Retriever(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.words = min(words, backbone.context_length)
+        if method in METHODS and "words" in METHODS[method].known_options():
+            options = {**options, "words": self.words}  # the positions that it makes are those of the captions
         self.method: Method | None = None if method is None else build_method(method, backbone.shape, **options)
         self.header = header or (self.method.default_header if self.method else "text-conditioned")
         if self.header not in HEADERS:
@@ -56,7 +59,6 @@ class Retriever(nn.Module):
         if impl not in IMPLEMENTATIONS:
             raise unknown("impl", impl, IMPLEMENTATIONS)
         self.impl = impl
-        self.words = min(words, backbone.context_length)
         self.temperature = temperature
         self.enabled = True  # False switches the method off: the features are the frozen model's, to the bit
 
@@ -108,7 +110,7 @@ class Retriever(nn.Module):
         return {
             "xmafast_version": __version__,
             "method": self.method.name,
-            "options": self.method.options(),
+            "options": {key: value for key, value in self.method.options().items() if key != "words"},
             "header": self.header,
             "temperature": self.temperature,
             "words": self.words,

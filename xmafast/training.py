@@ -26,6 +26,7 @@ from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
 from xmafast.files import write_atomically
 from xmafast.losses import contrastive_loss
+from xmafast.methods import METHODS
 from xmafast.retriever import Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
@@ -121,6 +122,8 @@ def train(
     if not isinstance(backbone, Backbone):
         backbone = backbone_for(attributes, backbone, pretrained)
     torch.manual_seed(seed)
+    if method in METHODS and "frames" in METHODS[method].known_options():
+        options.setdefault("frames", split[0].shape[1])  # its positions are made for so many
     retriever = Retriever(backbone, method, header, words=words, impl=impl, **options).to(best_device())
     assert retriever.method is not None
     recipe = Recipe(

@@ -8,8 +8,9 @@ from xmafast.backbone import Shape
 from xmafast.errors import unknown
 from xmafast.methods.base import Method, pair_blocks
 from xmafast.methods.cross_modal import CrossModalAdapter
+from xmafast.methods.mv_adapter import MVAdapter
 
-METHODS: dict[str, type[Method]] = {"cross-modal": CrossModalAdapter}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (CrossModalAdapter, MVAdapter)}
 
 
 def build_method(name: str, shape: Shape, **options: Any) -> Method:
@@ -19,4 +20,4 @@ def build_method(name: str, shape: Shape, **options: Any) -> Method:
     return METHODS[name].build(shape, **options)
 
 
-__all__ = ["METHODS", "CrossModalAdapter", "Method", "build_method", "pair_blocks"]
+__all__ = ["METHODS", "CrossModalAdapter", "MVAdapter", "Method", "build_method", "pair_blocks"]

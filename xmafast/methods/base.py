@@ -39,8 +39,12 @@ class Method(nn.Module):
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 
     @classmethod
+    def known_options(cls) -> list[str]:
+        return [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "shape")]
+
+    @classmethod
     def build(cls, shape: Shape, **options: Any) -> Method:
-        known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "shape")]
+        known = cls.known_options()
         for option in options:
             if option not in known:
                 raise UsageError(f"Method {cls.name!r} has no option {option!r}; it has: {', '.join(known)}.")

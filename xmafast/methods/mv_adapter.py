@@ -1,0 +1,230 @@
+"""MV-Adapter (Jin et al., CVPR 2024, arXiv 2301.07868).
+
+After the MLP of every block of both encoders, added to its output f before the residual add:
+
+    f <- f + s A(f),  s = 0.1
+
+Video (temporal adaptation with calibration). d = quick_gelu(f Wd' + bd), for the class token and the P patches of each of F frames:
+
+    Z = TRM(LN([cc; cls_1 .. cls_F; p_1 .. p_F] + pos)),   p_i = mean of frame i's patches in d
+    [cc'; cls'_i; p'_i] = quick_gelu(Z)
+    u_i = [cls'_i + p'_i; g(cc')],   alpha_i = 1 + B relu(A u_i + a)
+    A(f) = (alpha_i * cls'_i) Wu' + bu  for the class tokens,   d Wu' + bu  for the patches
+
+TRM is one pre-LayerNorm transformer block of 2 heads and a hidden width of 4 d'. Padded frames are no keys, and their u is zero.
+
+Text: A(f) = quick_gelu(TRM(LN(f Wd' + bd + pos))) Wu' + bu, with a causal mask.
+
+Cross Modality Tying, in the last ``tied`` pairs of blocks: a vector f_C shared by both encoders, projected for each to
+beta = M f_C + b, scales the input channels of its Wd ("down-in"), or its output channels ("down-out"), or those of Wu ("up-in",
+"up-out"; in the video branch on the class tokens' path alone).
+
+Up-projections start at zero, so that the model starts as the frozen one. On ViT-B/16 with 12 frames, 32 words and the last two
+blocks tied that is 3,401,728 parameters; the paper counts the 171,008 CLIP biases with them that it trains as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xmafast.backbone import Shape
+from xmafast.blocks import Places
+from xmafast.errors import UsageError, unknown
+from xmafast.methods.base import Context, Method, pair_blocks
+
+TYINGS = ("down-in", "down-out", "up-in", "up-out")
+REDUCTION = 4  # of the calibration's hidden width
+POSITION_STD = 0.01
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Self-attention over (B, T, d)."""
+
+    def __init__(self, width: int, heads: int, std: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_weight, self.in_bias = nn.Parameter(torch.randn(3 * width, width) * std), nn.Parameter(torch.zeros(3 * width))
+        self.out_weight, self.out_bias = nn.Parameter(torch.empty(width, width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        b, t, d = x.shape
+        qkv = F.linear(x, self.in_weight, self.in_bias)
+        q, k, v = (part.view(b, t, self.heads, d // self.heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return F.linear(y.transpose(1, 2).reshape(b, t, d), self.out_weight, self.out_bias)
+
+
+class Transformer(nn.Module):
+    """TRM: one pre-LayerNorm block over (B, T, d). ``encoder`` is the width of the encoder around it, which its start depends on."""
+
+    def __init__(self, width: int, heads: int, encoder: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, encoder**-0.5)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        for weight in (self.attention.out_weight, self.fc1.weight, self.fc2.weight):
+            nn.init.normal_(weight, std=(2 * encoder) ** -0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask, causal)
+        return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
+
+
+class Calibration(nn.Module):
+    """alpha = 1 + B relu(A u + a): one at the start, as B is zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.context = nn.Linear(width, width)
+        self.hidden = nn.Linear(2 * width, width // REDUCTION)
+        self.out = nn.Linear(width // REDUCTION, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, cc: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
+        """cc (B, d), frames (B, F, d), mask (B, F) -> (B, F, d)."""
+        u = torch.cat([frames, self.context(cc)[:, None].expand_as(frames)], dim=-1) * mask[..., None].to(frames.dtype)
+        return 1 + self.out(F.relu(self.hidden(u)))
+
+
+class Branch(nn.Module):
+    """What both encoders' adapters have: down, TRM over positions, up; and the tie where the block has one."""
+
+    def __init__(self, width: int, bottleneck: int, heads: int, positions: int, tie: int | None, tying: str, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if norm else None
+        self.down_weight, self.down_bias = nn.Parameter(torch.empty(bottleneck, width)), nn.Parameter(torch.zeros(bottleneck))
+        self.up_weight, self.up_bias = nn.Parameter(torch.zeros(width, bottleneck)), nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.randn(positions, bottleneck) * POSITION_STD)
+        self.norm_pre = nn.LayerNorm(bottleneck)
+        self.transformer = Transformer(bottleneck, heads, width)
+        channels = width if tying in ("down-in", "up-out") else bottleneck
+        self.tie = None if tie is None else nn.Linear(tie, channels)
+        self.tying = tying
+
+    def scaled(self, weight: Tensor, end: str, factor: Tensor | None) -> Tensor:
+        """A projection's weight (out, in), scaled where it is the ``end`` ("down" or "up") that is tied."""
+        if self.tie is None or factor is None or not self.tying.startswith(end):
+            return weight
+        beta = self.tie(factor)
+        return weight * (beta if self.tying.endswith("in") else beta[:, None])
+
+    def down(self, x: Tensor, factor: Tensor | None) -> Tensor:
+        x = x if self.norm is None else self.norm(x)
+        return F.linear(x, self.scaled(self.down_weight, "down", factor), self.down_bias)
+
+
+class VideoBranch(Branch):
+    def __init__(self, width: int, bottleneck: int, heads: int, frames: int, tie: int | None, tying: str, norm: bool) -> None:
+        super().__init__(width, bottleneck, heads, 2 * frames + 1, tie, tying, norm)
+        nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
+        self.cc = nn.Parameter(torch.randn(bottleneck) * bottleneck**-0.5)
+        self.calibration = Calibration(bottleneck)
+
+    def forward(self, y: Tensor, frames: int, mask: Tensor | None, factor: Tensor | None) -> Tensor:
+        """y (B F, 1 + P, D) -> what is added to it."""
+        d = quick_gelu(self.down(y, factor))
+        real = torch.ones(len(y) // frames, frames, dtype=torch.bool, device=y.device) if mask is None else mask
+        cls, patches = (part.view(len(real), frames, -1) for part in (d[:, 0], d[:, 1:].mean(1)))
+        sequence = torch.cat([self.cc.to(d.dtype).expand(len(real), 1, -1), cls, patches], dim=1)
+        sequence = self.norm_pre(sequence + self.positions[: sequence.shape[1]])
+        keys = torch.cat([torch.ones_like(real[:, :1]), real, real], dim=1)
+        z = quick_gelu(self.transformer(sequence, keys[:, None, None]))
+        cc, cls, patches = z[:, 0], z[:, 1 : frames + 1], z[:, frames + 1 :]
+        alpha = self.calibration(cc, cls + patches, real)
+        cls = F.linear(alpha * cls, self.scaled(self.up_weight, "up", factor), self.up_bias)
+        return torch.cat([cls.reshape(len(y), 1, -1), F.linear(d[:, 1:], self.up_weight, self.up_bias)], dim=1)
+
+
+class TextBranch(Branch):
+    def __init__(self, width: int, bottleneck: int, heads: int, words: int, tie: int | None, tying: str, norm: bool) -> None:
+        super().__init__(width, bottleneck, heads, words, tie, tying, norm)
+        nn.init.normal_(self.down_weight, std=(2 * width) ** -0.5)
+
+    def forward(self, y: Tensor, factor: Tensor | None) -> Tensor:
+        """y (B, W, D) -> what is added to it."""
+        d = self.norm_pre(self.down(y, factor) + self.positions[: y.shape[1]])
+        z = quick_gelu(self.transformer(d, causal=True))
+        return F.linear(z, self.scaled(self.up_weight, "up", factor), self.up_bias)
+
+
+class MVAdapter(Method):
+    """Parameters: ``vision.BLOCK``, ``text.BLOCK``, and ``shared.K``, the vector f_C of the K-th tied pair.
+
+    bottleneck: d'. tied: how many of the last pairs of blocks are tied; tying: where. frames, words: the most that are ever given, which
+    the positions are made for. factor: the length of f_C. heads: of the small transformers. norm: a LayerNorm on f, as the authors'
+    ActivityNet setting has it. Raises UsageError outside these.
+    """
+
+    name = "mv-adapter"
+    paper = "MV-Adapter, CVPR 2024, arXiv 2301.07868"
+    default_header = "mean"
+    default_lr = 1e-3
+
+    def __init__(
+        self,
+        shape: Shape,
+        bottleneck: int = 64,
+        tied: int = 2,
+        tying: str = "down-in",
+        frames: int = 12,
+        words: int = 32,
+        factor: int = 32,
+        heads: int = 2,
+        scale: float = 0.1,
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        pairs = pair_blocks(shape.vision_depth, shape.text_depth)
+        if tying not in TYINGS:
+            raise unknown("tying", tying, TYINGS)
+        if bottleneck < REDUCTION or bottleneck % heads:
+            raise UsageError(f"--bottleneck must be {REDUCTION} or more, and divisible by its {heads} heads, not {bottleneck}.")
+        if not 0 <= tied <= len(pairs):
+            raise UsageError(f"tied must lie between 0 and {len(pairs)}, the pairs of blocks, not {tied}.")
+        if frames < 1 or words < 1:
+            raise UsageError(f"frames and words must be at least 1, not {frames} and {words}.")
+        self.bottleneck, self.tied, self.tying, self.frames, self.words = bottleneck, tied, tying, frames, words
+        self.factor, self.heads, self.scale, self.norm = factor, heads, scale, norm
+        last = pairs[len(pairs) - tied :]
+        self._vision_tie = {v: i for i, (v, _) in enumerate(last)}
+        self._text_tie = {t: i for i, (_, t) in enumerate(last)}
+
+        def branches(kind: type[VideoBranch] | type[TextBranch], width: int, depth: int, most: int, ties: dict[int, int]) -> nn.ModuleList:
+            return nn.ModuleList(
+                kind(width, bottleneck, heads, most, factor if block in ties else None, tying, norm) for block in range(depth)
+            )
+
+        self.vision = branches(VideoBranch, shape.vision_width, shape.vision_depth, frames, self._vision_tie)
+        self.text = branches(TextBranch, shape.text_width, shape.text_depth, words, self._text_tie)
+        self.shared = nn.ParameterList(nn.Parameter(torch.zeros(factor)) for _ in last)
+
+    def options(self) -> dict[str, Any]:
+        names = ("bottleneck", "tied", "tying", "frames", "words", "factor", "heads", "scale", "norm")
+        return {name: getattr(self, name) for name in names}
+
+    def vision_places(self, block: int, context: Context) -> Places:
+        if context.frames > self.frames:
+            raise UsageError(f"This mv-adapter is built for up to {self.frames} frames and is given {context.frames}; build it with more.")
+        branch, tie = self.vision[block], self._vision_tie.get(block)
+        factor = None if tie is None else self.shared[tie]
+        return Places(after_mlp=lambda y: y + self.scale * branch(y, context.frames, context.mask, factor).to(y.dtype))
+
+    def text_places(self, block: int, context: Context) -> Places:
+        branch, tie = self.text[block], self._text_tie.get(block)
+        factor = None if tie is None else self.shared[tie]
+
+        def after_mlp(y: Tensor) -> Tensor:
+            if y.shape[1] > self.words:
+                raise UsageError(f"This mv-adapter is built for up to {self.words} words and is given {y.shape[1]}; build it with more.")
+            return y + self.scale * branch(y, factor).to(y.dtype)
+
+        return Places(after_mlp=after_mlp)
