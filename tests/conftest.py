@@ -25,6 +25,11 @@ def vit_b32() -> Backbone:
 
 
 @pytest.fixture(scope="session")
+def vit_b16() -> Backbone:
+    return shallow("ViT-B-16")
+
+
+@pytest.fixture(scope="session")
 def vit_l14() -> Backbone:
     return shallow("ViT-L-14", vision=4, text=2)
 

@@ -8,7 +8,7 @@ import logging
 import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ PlacesOf = Callable[[int], Places]
 
 @dataclass(frozen=True)
 class Shape:
-    """What a method may know of a backbone: widths, depths, and how many parameters are frozen."""
+    """What a method may know of a backbone: widths, depths, how many parameters are frozen, and their names and shapes."""
 
     vision_width: int
     vision_depth: int
@@ -41,6 +41,7 @@ class Shape:
     text_depth: int
     embed_dim: int
     parameters: int
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -59,7 +60,6 @@ class Backbone(nn.Module):
         self.name, self.pretrained = name, pretrained
         self.clip = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self._text: Any = clip.text if hasattr(clip, "text") else clip
         self.shape = _shape_of(clip)
         self.image_size = int(clip.visual.image_size[0])
         self.context_length = int(self._text.context_length)
@@ -68,9 +68,18 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
+    @property
+    def _text(self) -> Any:
+        """The text encoder. Not an attribute: a module known by two names is not put back by ``functional_call``."""
+        return self.clip.text if hasattr(self.clip, "text") else self.clip
+
     def train(self, mode: bool = True) -> Backbone:
         """A frozen backbone stays in eval mode, whatever the model around it does."""
         return super().train(False)
+
+    def forward(self, call: str, *arguments: Any, **options: Any) -> Tensor:
+        """``encode_frames`` or another of its methods, by name: the way for ``torch.func.functional_call`` with trained weights."""
+        return getattr(self, call)(*arguments, **options)
 
     def encode_image(self, images: Tensor, places: PlacesOf | None = None) -> Tensor:
         """Normalised images (B, 3, H, W) -> un-normalised embeddings (B, D).
@@ -151,6 +160,11 @@ class Backbone(nn.Module):
     def tokenize(self, texts: Sequence[str], words: int | None = None) -> Tensor:
         """Captions -> token ids (N, words), cut to the context length; a longer caption keeps its end-of-text token."""
         return self.tokenizer(list(texts), context_length=min(words or self.context_length, self.context_length))
+
+    @property
+    def text_positions(self) -> Tensor:
+        """The positional embedding of the text encoder, (context length, W)."""
+        return self._text.positional_embedding
 
     @cached_property
     def fingerprint(self) -> str:
@@ -314,6 +328,7 @@ def _shape_of(clip: Any) -> Shape:
         text_depth=len(text_blocks.resblocks),
         embed_dim=clip.visual.output_dim,
         parameters=sum(p.numel() for p in clip.parameters()),
+        tensors={name: tuple(p.shape) for name, p in clip.named_parameters()},
     )
 
 

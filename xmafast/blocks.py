@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
 from torch import Tensor, nn
@@ -35,18 +36,23 @@ class Places:
 
     before:          tokens entering the block -> tokens
     qkv:             (LayerNormed tokens, their (B, T, 3D) query-key-value) -> query-key-value
+    parallel_attention: (the residual stream that enters LayerNorm and attention, and the LayerNorm of it) -> what is added to the
+                     attention's output
     after_attention: the attention's output, before its residual add -> the same shape
-    parallel_mlp:    the residual stream that enters LayerNorm and MLP -> what is added to the MLP's output
+    parallel_mlp:    the same for the MLP
     after_mlp:       the MLP's output, before its residual add -> the same shape
     after:           tokens leaving the block -> tokens
+
+    ``before`` may add tokens that ``after`` takes away again; in a causal encoder each token sees those before it.
 
     after_attention and after_mlp may be a ``MapThenNorm``.
     """
 
     before: Map | None = None
     qkv: Callable[[Tensor, Tensor], Tensor] | None = None
+    parallel_attention: Callable[[Tensor, Tensor], Tensor] | None = None
     after_attention: Map | None = None
-    parallel_mlp: Map | None = None
+    parallel_mlp: Callable[[Tensor, Tensor], Tensor] | None = None
     after_mlp: Map | None = None
     after: Map | None = None
 
@@ -64,6 +70,8 @@ def clip_block(
     """
     if places.before is not None:
         x, h = places.before(x), None
+        if mask is not None and x.shape[1] != mask.shape[1]:
+            mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
 
     if h is None:
         h = block.ln_1(x)
@@ -73,12 +81,20 @@ def clip_block(
         y = block.ln_attn(block.attn(h, attn_mask=mask))
     else:
         y = block.attention(h, attn_mask=mask)
-    x, h = _add(x, block.ls_1(y), places.after_attention, block.ln_2)
+    y = block.ls_1(y)
+    if places.parallel_attention is not None:
+        y = places.after_attention(y) if places.after_attention is not None else y
+        assert h is not None
+        x = x + (y + places.parallel_attention(x, h))
+        h = block.ln_2(x)
+    else:
+        x, h = _add(x, y, places.after_attention, block.ln_2)
 
     y = block.ls_2(block.mlp(h))
     if places.parallel_mlp is not None:
+        assert h is not None
         y = places.after_mlp(y) if places.after_mlp is not None else y
-        x, h = x + (y + places.parallel_mlp(x)), None
+        x, h = x + (y + places.parallel_mlp(x, h)), None
     else:
         x, h = _add(x, y, places.after_mlp, following)
 

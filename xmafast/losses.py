@@ -16,12 +16,12 @@ def contrastive_loss(
     mask: Tensor,  # (N, F)
     groups: Tensor,  # (N,) the video that each pair shows
 ) -> Tensor:  # scalar
-    """Symmetric InfoNCE over a batch of pairs under the retriever's header, at the backbone's frozen temperature.
+    """Symmetric InfoNCE over a batch of pairs under the retriever's header, at the backbone's temperature.
 
     Other captions of a video in the batch are no negatives. Under the mean header no score matrix is needed; the
     text-conditioned one has a vector for each pair, so its loss is taken from its scores.
     """
-    scale, ids = retriever.backbone.logit_scale, (groups, groups)
+    scale, ids = retriever.logit_scale, (groups, groups)
     if retriever.header == "mean":
         video = pool(frames, mask.to(frames.device), impl=retriever.impl)
         return info_nce(F.normalize(text, dim=-1), video, scale, group_ids=ids, impl=retriever.impl)

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from xmafast import __version__
 from xmafast.backbone import Backbone, load_backbone
@@ -53,6 +54,8 @@ class Retriever(nn.Module):
         if method in METHODS and "words" in METHODS[method].known_options():
             options = {**options, "words": self.words}  # the positions that it makes are those of the captions
         self.method: Method | None = None if method is None else build_method(method, backbone.shape, **options)
+        if self.method is not None and self.method.tuned is not None:
+            self.method.tuned.adopt(backbone.clip)
         self.header = header or (self.method.default_header if self.method else "text-conditioned")
         if self.header not in HEADERS:
             raise unknown("header", self.header, HEADERS)
@@ -83,16 +86,41 @@ class Retriever(nn.Module):
         method = self.method if self.enabled else None
         places = None if method is None else lambda block: method.vision_places(block, context)
         if frames.dtype == torch.uint8:
-            return self.backbone.encode_frames(flat, places, impl=self.impl).view(b, f, -1)
-        return self.backbone.encode_image(flat, places).view(b, f, -1)
+            return self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
+        return self._backbone("encode_image", flat, places).view(b, f, -1)
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
-        tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words)
         method = self.method if self.enabled else None
-        context = Context(impl=self.impl)
-        places = None if method is None else lambda block: method.text_places(block, context)
-        return self.backbone.encode_text(tokens.to(self.device), places)
+        room = self.backbone.context_length - (method.inserted if method else 0)
+        tokens = (
+            texts
+            if isinstance(texts, Tensor)
+            else self.backbone.tokenize([texts] if isinstance(texts, str) else texts, min(self.words, room))
+        )
+        if method is None:
+            return self.backbone.encode_text(tokens.to(self.device))
+        if method.inserted:
+            tokens = torch.cat([tokens[:, :1].expand(-1, 1 + method.inserted), tokens[:, 1:]], dim=1)
+        context = Context(impl=self.impl, positions=self.backbone.text_positions)
+        return self._backbone("encode_text", tokens.to(self.device), lambda block: method.text_places(block, context))
+
+    @property
+    def logit_scale(self) -> Tensor | float:
+        """exp of CLIP's logit scale, at most 100: frozen, unless the method trains it."""
+        tuned = self.method.tuned if self.method is not None and self.enabled else None
+        if tuned is None or "logit_scale" not in tuned.names:
+            return self.backbone.logit_scale
+        return tuned["logit_scale"].exp().clamp(max=100)
+
+    def _backbone(self, call: str, *arguments: Any, **options: Any) -> Tensor:
+        """A call of the backbone, with the weights that the method trains in place of its own."""
+        if self.method is None or not self.enabled or self.method.tuned is None:
+            return self.backbone(call, *arguments, **options)
+        tuned = self.method.tuned.mapping()
+        if not torch.is_grad_enabled():  # as the backbone's own weights are, so that PyTorch takes the same path through them
+            tuned = {name: value.detach() for name, value in tuned.items()}
+        return functional_call(self.backbone, tuned, (call, *arguments), options)
 
     def similarity(self, text: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cosines (N, M) of text embeddings (N, D) and frame embeddings (M, F, D) under the header; mask (M, F)."""

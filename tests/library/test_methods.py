@@ -24,9 +24,31 @@ def retriever(backbone, method="cross-modal", **options):
     return Retriever(backbone, method, **options).eval()
 
 
-@pytest.fixture(params=["vit_b32", "vit_l14", "demo_backbone"])
+# prompts start at random, the others at the frozen model or near it
+EXACT = ("mv-adapter", "adaptformer", "convpass", "st-adapter", "full", "partial", "projection", "bias")
+
+
+@pytest.fixture(params=["demo_backbone", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_b32", "vit_b16", "vit_l14"))])
 def backbone(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_starts_as_the_frozen_model_or_by_its_published_start(backbone, method):
+    model, x = retriever(backbone, method), frames(backbone, b=2)
+    with torch.no_grad():
+        start = model.encode_frames(x), model.encode_text(CAPTIONS)
+        model.enabled = False
+        frozen = model.encode_frames(x), model.encode_text(CAPTIONS)
+    for ours, theirs in zip(start, frozen, strict=True):
+        if method in EXACT:
+            assert torch.equal(ours, theirs)
+        else:
+            assert ours.isfinite().all()
+    if method == "vpt":
+        assert torch.equal(start[1], frozen[1])
+    if method == "coop":
+        assert torch.equal(start[0], frozen[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,9 +80,10 @@ def test_cross_modal_starts_near_the_backbone_and_at_it_with_zero_up_projections
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_methods_parameters_get_gradients(backbone, method):
-    model = retriever(backbone, method)
-    model(CAPTIONS, frames(backbone)).sum().backward()
+    model, mask = retriever(backbone, method), torch.ones(3, 2)
+    contrastive_loss(model, model.encode_text(CAPTIONS), model.encode_frames(frames(backbone)), mask, torch.arange(3)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.method.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in model.method.parameters())
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
@@ -132,6 +155,39 @@ def test_saved_and_loaded_gives_the_same_scores(demo_backbone, method, tmp_path)
         before = model(CAPTIONS, x)
         assert torch.equal(load(model.save(tmp_path / "a"), demo_backbone)(CAPTIONS, x), before)
         assert torch.equal(load(tmp_path / "a")(CAPTIONS, x), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "options", "count"),
+    [
+        ("ViT-B-16", "mv-adapter", {"train_biases": True}, 3_572_736),
+        ("ViT-B-16", "adaptformer", {"bottleneck": 128, "norm": True, "train_biases": True}, 4_152_320),
+        ("ViT-B-16", "adaptformer", {"bottleneck": 128, "norm": True, "form": "sequential"}, 3_981_312),
+        ("ViT-B-16", "adaptformer", {}, 1_982_976),
+        ("ViT-B-16", "st-adapter", {"train_biases": True}, 8_873_984),
+        (
+            "ViT-B-16",
+            "convpass",
+            {"bottleneck": 64, "text_bottleneck": 128, "depthwise": True, "norm": True, "train_biases": True},
+            4_195_328,
+        ),
+        ("ViT-B-32", "vpt", {}, 46_080),
+        ("ViT-B-32", "vl-prompt", {}, 76_800),
+        ("ViT-B-32", "maple", {}, 4_758_528),
+        ("ViT-B-32", "coop", {}, 2_048),
+        ("ViT-B-32", "projection", {}, 655_360),
+        ("ViT-B-32", "partial", {}, 10_240_256),
+        ("ViT-B-32", "bias", {}, 171_008),
+        ("ViT-B-32", "full", {}, 123_540_993),
+        ("ViT-B-32", "full", {"freeze": 6}, 62_099_457),
+        ("ViT-B-32", "full", {"freeze": 9}, 31_378_689),
+        ("ViT-B-32", "full", {"freeze": 11}, 10_898_177),
+        ("ViT-B-32", "full", {"freeze": 12}, 657_921),
+        ("ViT-B-32", "adapter", {"bottleneck": 16}, 1_014_528),
+    ],
+)
+def test_baselines_have_their_published_sizes(name, method, options, count):
+    assert build_method(method, backbone_shape(name), **options).trainable == count
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])

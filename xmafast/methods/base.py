@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
+from xmafast.methods.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class Context:
     """What a method may know of the batch that passes: how its B images group into videos, and which kernels are wanted.
 
     frames: F, the frames of each video (1 for single images and for text); mask: (B // F, F) bool, true where a frame is real.
-    impl: auto, eager or triton, to be handed to ``xmafast.kernels``.
+    impl: auto, eager or triton, to be handed to ``xmafast.kernels``. positions: of text, its positional embedding (context length, W).
     """
 
     frames: int = 1
     mask: Tensor | None = None
     impl: str = "auto"
+    positions: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -38,6 +40,11 @@ class Method(nn.Module):
     default_header: ClassVar[str]
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.tuned: Tuned | None = None  # copies of backbone weights that the method trains
+        self.inserted = 0  # tokens that stand after the start of every text, for the method to replace
+
     @classmethod
     def known_options(cls) -> list[str]:
         return [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "shape")]
@@ -48,7 +55,7 @@ class Method(nn.Module):
         for option in options:
             if option not in known:
                 raise UsageError(f"Method {cls.name!r} has no option {option!r}; it has: {', '.join(known)}.")
-        return cls(shape, **options)
+        return cls(shape, **options)  # type: ignore[call-arg]  # each method's own __init__ takes the shape
 
     def options(self) -> dict[str, Any]:
         """What ``build`` needs, beside the shape, to make this method again."""

@@ -36,6 +36,7 @@ from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError, unknown
 from xmafast.methods.base import Context, Method, pair_blocks
+from xmafast.methods.tuned import Tuned, biases
 
 TYINGS = ("down-in", "down-out", "up-in", "up-out")
 REDUCTION = 4  # of the calibration's hidden width
@@ -161,7 +162,7 @@ class MVAdapter(Method):
 
     bottleneck: d'. tied: how many of the last pairs of blocks are tied; tying: where. frames, words: the most that are ever given, which
     the positions are made for. factor: the length of f_C. heads: of the small transformers. norm: a LayerNorm on f, as the authors'
-    ActivityNet setting has it. Raises UsageError outside these.
+    ActivityNet setting has it. train_biases: CLIP's biases too, the published setting. Raises UsageError outside these.
     """
 
     name = "mv-adapter"
@@ -181,6 +182,7 @@ class MVAdapter(Method):
         heads: int = 2,
         scale: float = 0.1,
         norm: bool = False,
+        train_biases: bool = False,
     ) -> None:
         super().__init__()
         pairs = pair_blocks(shape.vision_depth, shape.text_depth)
@@ -205,10 +207,13 @@ class MVAdapter(Method):
 
         self.vision = branches(VideoBranch, shape.vision_width, shape.vision_depth, frames, self._vision_tie)
         self.text = branches(TextBranch, shape.text_width, shape.text_depth, words, self._text_tie)
+        self.train_biases = train_biases
+        if train_biases:
+            self.tuned = Tuned(shape.tensors, biases(shape.tensors))
         self.shared = nn.ParameterList(nn.Parameter(torch.zeros(factor)) for _ in last)
 
     def options(self) -> dict[str, Any]:
-        names = ("bottleneck", "tied", "tying", "frames", "words", "factor", "heads", "scale", "norm")
+        names = ("bottleneck", "tied", "tying", "frames", "words", "factor", "heads", "scale", "norm", "train_biases")
         return {name: getattr(self, name) for name in names}
 
     def vision_places(self, block: int, context: Context) -> Places:

@@ -1,0 +1,141 @@
+"""Learned prompts: tokens put beside those of the input, in every block ("deep") or before the first one.
+
+vpt:        vision, deep (Jia et al., arXiv 2203.12119)
+vl-prompt:  vision and text, deep, independent of each other (as the Cross-Modal Adapter's tables have it)
+maple:      text, deep; the vision prompts are linear maps of the text's (Khattak et al., arXiv 2210.03117)
+coop:       text, before the first block alone: context words after the start of text (Zhou et al., arXiv 2109.01134)
+
+Deep prompts stand after the class token or the start of text, enter a block and are dropped after it, so that each block has its
+own. In the causal text encoder every word sees them. Where the encoders differ in depth, vision blocks without a text partner
+have prompts of their own under maple. All start at N(0, 0.02).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xmafast.backbone import Shape
+from xmafast.blocks import EMPTY, Places
+from xmafast.errors import UsageError
+from xmafast.methods.base import Context, Method, pair_blocks
+
+STD = 0.02
+
+
+def deep(prompts: Tensor) -> Places:
+    """The place of one block's prompts (n, D)."""
+    n = len(prompts)
+
+    def before(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], prompts.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+
+    def after(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], x[:, 1 + n :]], dim=1)
+
+    return Places(before=before, after=after)
+
+
+def _start(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * STD)
+
+
+class Prompts(Method):
+    """tokens: how many in each place. Raises UsageError below 1."""
+
+    default_header = "text-conditioned"
+    default_lr = 1e-3
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        if tokens < 1:
+            raise UsageError(f"tokens must be at least 1, not {tokens}.")
+        self.tokens = tokens
+
+    def options(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def vision_places(self, block: int, context: Context) -> Places:
+        return EMPTY
+
+    def text_places(self, block: int, context: Context) -> Places:
+        return EMPTY
+
+
+class VPT(Prompts):
+    """Parameters: ``vision`` (blocks, tokens, width)."""
+
+    name = "vpt"
+    paper = "VPT-deep, arXiv 2203.12119"
+
+    def __init__(self, shape: Shape, tokens: int = 5) -> None:
+        super().__init__(tokens)
+        self.vision = _start(shape.vision_depth, tokens, shape.vision_width)
+
+    def vision_places(self, block: int, context: Context) -> Places:
+        return deep(self.vision[block])
+
+
+class VLPrompt(VPT):
+    """Parameters: ``vision`` and ``text`` (blocks, tokens, width)."""
+
+    name = "vl-prompt"
+    paper = "VL-Prompt, in arXiv 2211.09623"
+
+    def __init__(self, shape: Shape, tokens: int = 5) -> None:
+        super().__init__(shape, tokens)
+        self.text = _start(shape.text_depth, tokens, shape.text_width)
+
+    def text_places(self, block: int, context: Context) -> Places:
+        return deep(self.text[block])
+
+
+class MaPLe(Prompts):
+    """Parameters: ``text`` (blocks, tokens, width), ``coupling.PAIR``, and ``vision`` for blocks without a partner."""
+
+    name = "maple"
+    paper = "MaPLe, arXiv 2210.03117"
+
+    def __init__(self, shape: Shape, tokens: int = 5) -> None:
+        super().__init__(tokens)
+        pairs = pair_blocks(shape.vision_depth, shape.text_depth)
+        self._partner = {v: (i, t) for i, (v, t) in enumerate(pairs)}
+        self._alone = {v: i for i, v in enumerate(v for v in range(shape.vision_depth) if v not in self._partner)}
+        self.text = _start(shape.text_depth, tokens, shape.text_width)
+        self.coupling = nn.ModuleList(nn.Linear(shape.text_width, shape.vision_width) for _ in pairs)
+        self.vision = _start(len(self._alone), tokens, shape.vision_width) if self._alone else None
+
+    def vision_places(self, block: int, context: Context) -> Places:
+        if block in self._partner:
+            pair, text = self._partner[block]
+            return deep(self.coupling[pair](self.text[text]))
+        assert self.vision is not None
+        return deep(self.vision[self._alone[block]])
+
+    def text_places(self, block: int, context: Context) -> Places:
+        return deep(self.text[block])
+
+
+class CoOp(Prompts):
+    """Parameters: ``text`` (tokens, width), context words that take their positions; the caption's move back by as many."""
+
+    name = "coop"
+    paper = "CoOp, arXiv 2109.01134"
+
+    def __init__(self, shape: Shape, tokens: int = 4) -> None:
+        super().__init__(tokens)
+        self.inserted = tokens
+        self.text = _start(tokens, shape.text_width)
+
+    def text_places(self, block: int, context: Context) -> Places:
+        if block:
+            return EMPTY
+        assert context.positions is not None
+        words = self.text + context.positions[1 : 1 + self.tokens]
+
+        def before(x: Tensor) -> Tensor:
+            return torch.cat([x[:, :1], words.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + self.tokens :]], dim=1)
+
+        return Places(before=before)
