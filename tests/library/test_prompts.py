@@ -49,9 +49,8 @@ def test_deep_prompts_enter_each_block_and_leave_after_it(demo_backbone):
         model = moved(demo_backbone, method, tokens=3)
         m = model.method
         if method == "maple":  # six vision blocks and three of text: every second one has a partner
-            vision = [
-                m.vision[i // 2] if i % 2 == 0 else m.text[i // 2] @ m.coupling[i // 2].weight.T + m.coupling[i // 2].bias for i in range(6)
-            ]
+            mapped = [coupling(text) for coupling, text in zip(m.coupling, m.text, strict=True)]
+            vision = [own for pair in zip(m.vision, mapped, strict=True) for own in pair]
         else:
             vision = m.vision
         torch.testing.assert_close(model.encode_frames(pixels())[:, 0], image_of(demo_backbone, vision), **close)
