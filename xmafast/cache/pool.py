@@ -155,24 +155,28 @@ def _work(pipe: Connection, target: Target) -> None:
             job = pipe.recv()
         except (EOFError, OSError):
             return
-        timestamps, error, check, lengths = None, "", 0, None
         try:
-            decoded = decode(job.path, interval=job.interval, **target.options)
-            if target.codec == "raw":
-                data = decoded.frames.tobytes().ljust(target.capacity, b"\0")
-                check = checksum(decoded.frames, decoded.timestamps)
-            else:
-                data, lengths = encode(decoded.frames)
-                check = checksum(np.frombuffer(data, np.uint8), decoded.timestamps)
-            write(file, data, target.offset + job.row * target.capacity)
-            timestamps = decoded.timestamps
-        except DecodeError as problem:
-            error = str(problem)
-        except OSError as problem:
-            error = NO_ROOM if problem.errno in FULL else f"{type(problem).__name__}: {problem}"
-        except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
-        try:
-            pipe.send((timestamps, error, check, lengths))
+            pipe.send(make_row(job, target, file))
         except OSError:
             return
+
+
+def make_row(job: Job, target: Target, file: int) -> tuple[np.ndarray | None, str, int, np.ndarray | None]:
+    """Decode a video and write its row to the open file; what ``Done`` says of it. Never raises for a single video."""
+    try:
+        decoded = decode(job.path, interval=job.interval, **target.options)
+        lengths = None
+        if target.codec == "raw":
+            data = decoded.frames.tobytes().ljust(target.capacity, b"\0")
+            check = checksum(decoded.frames, decoded.timestamps)
+        else:
+            data, lengths = encode(decoded.frames)
+            check = checksum(np.frombuffer(data, np.uint8), decoded.timestamps)
+        write(file, data, target.offset + job.row * target.capacity)
+        return decoded.timestamps, "", check, lengths
+    except DecodeError as problem:
+        return None, str(problem), 0, None
+    except OSError as problem:
+        return None, NO_ROOM if problem.errno in FULL else f"{type(problem).__name__}: {problem}", 0, None
+    except Exception as problem:
+        return None, f"{type(problem).__name__}: {problem}", 0, None
