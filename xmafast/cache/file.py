@@ -225,6 +225,7 @@ class CacheFile(Rows):
 
         Written through the file and not through the memory map, where a full disk would be a crash instead of an error.
         """
+        self.status[row] = Status.TODO  # first: it may have been done with other data
         write(file, donor.stored(its).tobytes(), self.place(row))
         for name in (*self.copied, *self._small()):
             if name not in self.fixed:
