@@ -25,17 +25,17 @@ def merge(
     """
     from xmafast.cache import merge as join
     from xmafast.cache.shards import files_of, shard_of
-    from xmafast.errors import CacheError
 
     folder = cache_folder(cache, workspace)
     places = [folder, *(sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else [])]
     wholes = sorted({file.with_name(f"{named[0]}.h5") for place in places for file in place.glob("*.h5") if (named := shard_of(file))})
-    if not wholes:
-        files_of(folder)
-        raise CacheError(f"{folder} holds no shards; `xmafast cache NAME --shard 1/2` makes the first of two.")
+    if wholes:
+        note("Joining the shards of " + ", ".join(str(whole) for whole in wholes))
+    else:  # a merge that is repeated, as after a kill in its last moment
+        wholes = [*files_of(folder), *(file for place in places[1:] for file in sorted(place.glob("*.h5")))]
+        note(f"{folder} holds no shards; its splits are whole.")
     results = []
     for whole in wholes:
-        note(f"Joining the shards of {whole}")
         with bar(whole.stem, "videos") as update:
             results.append(join(whole, keep=keep, progress=update))
     if json:

@@ -54,10 +54,10 @@ def split_of(path: Path) -> str:
     return found[0] if found else path.stem
 
 
-def shards_of(whole: Path) -> list[Path]:
+def shards_of(whole: Path, *, all_of_them: bool = True) -> list[Path]:
     """The finished shards beside ``train.h5`` (there or not), in order; all of one count.
 
-    Raises CacheError where some are missing, and where shards of several counts lie there.
+    Raises CacheError where some are missing, unless not all of them are asked for, and where shards of several counts lie there.
     """
     found = {
         shard: file for file in whole.parent.glob("*.h5") if (named := shard_of(file)) and named[0] == whole.stem for shard in (named[1],)
@@ -68,7 +68,7 @@ def shards_of(whole: Path) -> list[Path]:
     if len(counts) > 1:
         raise CacheError(f"{whole.parent} holds shards of {counts[0]} and of {counts[1]} of {whole.stem}; delete those that are not meant.")
     missing = [f"{i}/{counts[0]}" for i in range(1, counts[0] + 1) if Shard(i, counts[0]) not in found]
-    if missing:
+    if missing and all_of_them:
         others = missing[0] if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more"
         raise CacheError(
             f"{whole.parent} holds {len(found)} of {counts[0]} shards of {whole.stem}; repeat the `xmafast cache` command that made "
