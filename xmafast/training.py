@@ -24,7 +24,7 @@ from xmafast.cache.lock import locked
 from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
-from xmafast.files import write_atomically
+from xmafast.files import is_scratch, write_atomically
 from xmafast.losses import contrastive_loss
 from xmafast.methods import METHODS
 from xmafast.retriever import Retriever, best_device
@@ -330,7 +330,7 @@ def _schedule(step: int, steps: int) -> float:
 def _check_free(out: Path) -> None:
     """Raise UsageError unless ``out`` is new, empty, or a run that was interrupted: nothing else is ever overwritten."""
     interrupted = (out / CONFIG).is_file() and not (out / METRICS).exists()
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not interrupted)):
+    if out.exists() and (not out.is_dir() or not (interrupted or all(is_scratch(entry) for entry in out.iterdir()))):
         raise UsageError(f"{out} exists already; name another --out, so that no run is overwritten.")
 
 
