@@ -84,8 +84,8 @@ def cache(
     Examples: xmafast cache demo | xmafast cache msrvtt --root ~/msrvtt | xmafast cache folder --root ~/clips |
     xmafast cache lsmdc --codec jpeg --shard 3/16
     """
-    from xmafast.cache import Shard
-    from xmafast.datasets import default_root, loader
+    from xmafast.cache import FrameCache, Shard
+    from xmafast.datasets import default_root, loader, usable_splits
 
     if level is Level.frames and (pretrained or block):
         raise UsageError("--pretrained and --block go with --level tokens or embeddings.")
@@ -96,19 +96,26 @@ def cache(
     remarks: list[str] = []
     summaries: dict[str, Summary] = {}
     captioned = True
-    if level is Level.frames or not frames_there(folder, None if split is SplitName.all else split.value, part):
-        options: dict[str, Any] = {
-            "frames": frames,
-            "sampling": sampling.value if sampling else None,
-            "size": size,
-            "codec": codec.value,
-            "decoder": decoder.value,
-            "shard": part,
-            "workers": workers,
-            "time_limit": time_limit,
-            "limit": limit,
-        }
+    options: dict[str, Any] = {
+        "frames": frames,
+        "sampling": sampling.value if sampling else None,
+        "size": size,
+        "codec": codec.value,
+        "decoder": decoder.value,
+        "shard": part,
+        "workers": workers,
+        "time_limit": time_limit,
+        "limit": limit,
+    }
+    there = {} if level is Level.frames else frames_there(folder, part)
+    if not there:
         summaries, remarks, captioned = _cache_frames(dataset, root, folder, split.value, backbone, options)
+    else:  # of a caching that was interrupted between two splits one is missing, and is made as the others were
+        made = FrameCache(next(iter(there.values()))).attributes
+        options |= {key: options[key] or made[key] for key in ("frames", "sampling", "size")} | {"codec": made["codec"]}
+        for name in usable_splits(dataset, root)[0] if split is SplitName.all else [split.value]:
+            if name not in there:
+                _cache_frames(dataset, root, folder, name, backbone, options)
     place = folder
     if level is not Level.frames:
         names = None if split is SplitName.all else [split.value]

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from xmafast.cache import Shard, Summary
 
 
-def frames_there(folder: Path, split: str | None, part: Shard | None) -> bool:
-    """Whether the frames that features are made of are cached already: of one split, or of any."""
+def frames_there(folder: Path, part: Shard | None) -> dict[str, Path]:
+    """The files of frames that features can be made of, by split."""
     from xmafast.cache.shards import split_of
 
     files = sorted(folder.glob("*.h5"))
     if part is not None:  # another shard's file is no help, a whole one is
         files = [file for file in files if file == part.path(file.with_name(f"{split_of(file)}.h5")) or file.stem == split_of(file)]
-    return any(split in (None, split_of(file)) for file in files)
+    return {split_of(file): file for file in files}
 
 
 def cache_features(
