@@ -164,7 +164,7 @@ def run(folder: Path) -> None:
     """Train; where a run is finished it must be refused."""
     finished = (folder / "runs" / "x" / "metrics.json").exists()
     try:
-        training.train(folder, folder / "runs" / "x", backbone="demo", epochs=2, batch_size=2)
+        training.train(folder, folder / "runs" / "x", backbone="demo", epochs=1, batch_size=2)
     except UsageError:
         if not finished:
             raise
@@ -172,14 +172,18 @@ def run(folder: Path) -> None:
         assert not finished, "a finished run was overwritten"
 
 
-# name -> (what it starts from, the work, what the same caches are made with at once)
+# name -> (what it starts from, the work, what the same files are made with at once)
 WORKS: dict[str, Any] = {
     "raw": (nothing, frames, frames),
     "jpeg": (nothing, lambda f: frames(f, "jpeg"), lambda f: frames(f, "jpeg")),
     "a longer list": (lambda f: frames(f, rows=2), frames, frames),
     "a longer list in jpeg": (lambda f: frames(f, "jpeg", 2), lambda f: frames(f, "jpeg"), lambda f: frames(f, "jpeg")),
-    "other videos": (lambda f: frames(f, other=True), frames, frames),
-    "other videos in jpeg": (lambda f: frames(f, "jpeg", other=True), lambda f: frames(f, "jpeg"), lambda f: frames(f, "jpeg")),
+    "other videos": (lambda f: frames(f, other=True), frames, lambda f: (frames(f, other=True), frames(f))),
+    "other videos in jpeg": (
+        lambda f: frames(f, "jpeg", other=True),
+        lambda f: frames(f, "jpeg"),
+        lambda f: (frames(f, "jpeg", other=True), frames(f, "jpeg")),
+    ),
     "shards": (nothing, shards, shards),
     "merge": (shards, join, frames),
     "merge of jpeg": (lambda f: shards(f, "jpeg"), join, lambda f: frames(f, "jpeg")),
@@ -190,7 +194,7 @@ WORKS: dict[str, Any] = {
         lambda f: (shards(f), features(f)),
     ),
     "features": (frames, features, lambda f: (frames(f), features(f))),
-    "features of other frames": (features_of_other_frames, features, lambda f: (frames(f), features(f))),
+    "features of other frames": (features_of_other_frames, features, lambda f: (features_of_other_frames(f), features(f))),
     "train": (lambda f: frames(f, rows=6), run, lambda f: (frames(f, rows=6), run(f))),
 }
 

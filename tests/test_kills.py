@@ -129,10 +129,10 @@ def test_work_killed_at_some_steps_is_finished_by_repeating_it(server, tmp_path,
 OPTIONS = ("--size", "64", "--frames", "4", "--limit", "40", "--workers", "2")
 FRAMES = ("cache", "demo", *OPTIONS)
 JPEG = (*FRAMES, "--codec", "jpeg", "--split", "train")
-TRAIN = ("train", "demo", "--epochs", "2", "--batch-size", "8", "--out", "runs/x")
+TRAIN = ("train", "demo", "--epochs", "1", "--batch-size", "8", "--out", "runs/x")
 # name -> (commands before, the command, files at whose appearance it is killed, kills)
 COMMANDS = {
-    "cache": ((), FRAMES, ("*.lock", "*.partial.new", "*.partial", "train.h5", "test.h5.partial", "problems.csv"), 14),
+    "cache": ((), FRAMES, ("*.lock", "*.partial.new", "*.partial", "train.h5", "test.h5.partial", "problems.csv"), 18),
     "cache in jpeg": ((), JPEG, ("*.partial", "*.packed", "train.h5", "problems.csv"), 8),
     "cache of a shard": ((), (*JPEG, "--shard", "2/3"), ("*.partial.new", "*.partial", "*.packed"), 6),
     "merge": (
@@ -147,7 +147,7 @@ COMMANDS = {
         ("train.h5", "embeddings*/*.lock", "embeddings*/*.partial", "test.h5.partial"),
         7,
     ),
-    "train": ([FRAMES], TRAIN, ("x.lock", "log.jsonl", "last/*", "best/*", "metrics.json"), 9),
+    "train": ([FRAMES], TRAIN, ("x.lock", "log.jsonl", "last/*", "best/*", "metrics.json"), 5),
 }
 LONGEST = 300  # seconds that a command may take on the slowest machine: no test depends on it
 

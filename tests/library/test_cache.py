@@ -1,9 +1,6 @@
 import hashlib
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,55 +200,6 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_row(tmp_path):
         "2 the decoder crashed (SIGSEGV)",
         "3 fine",
     ], run.stderr
-
-
-BUILD = (
-    "import sys; sys.path.insert(0, sys.argv[2])\n"
-    "from pathlib import Path\n"
-    "from support import demo_split\n"
-    "from xmafast.cache import build_cache\n"
-    "if __name__ == '__main__':\n"
-    "    build_cache(demo_split('train', 60), Path(sys.argv[1]), frames=4, sampling='uniform', size=64, workers=2)\n"
-)
-
-
-@pytest.mark.parametrize("rounds", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_builds_resume_to_the_same_bytes(tmp_path, rounds):
-    script, path = tmp_path / "build.py", tmp_path / "killed" / "train.h5"
-    script.write_text(BUILD)
-    command = [sys.executable, str(script), str(path), str(Path(__file__).parents[1])]
-    generator = np.random.default_rng(0)
-    partial = path.with_name("train.h5.partial")
-    killed_midway = 0
-    for _ in range(rounds):
-        process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
-        deadline = time.monotonic() + 60
-        goal = int(generator.integers(3, 50))
-        while process.poll() is None and time.monotonic() < deadline:
-            if partial.is_file():
-                try:
-                    if FrameCache(partial).count(Status.DONE) >= goal:
-                        break
-                except (CacheError, OSError):
-                    pass
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not partial.is_file():
-            path.unlink(missing_ok=True)  # it was quicker than the kill: start over
-            continue
-        killed_midway += 1
-        cache = FrameCache(partial)
-        for row in cache.rows:
-            assert cache.frames[row].any()
-    assert killed_midway
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
-    whole = tmp_path / "whole.h5"
-    build_cache(demo_split("train", 60), whole, frames=4, sampling="uniform", size=64, workers=2)
-    assert digest(path) == digest(whole)
-    assert FrameCache(path).status.tolist() == FrameCache(whole).status.tolist()
-    assert not partial.exists()
 
 
 def test_files_that_are_no_cache_say_so(tmp_path, small_caches):
