@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xmafast.cli.options import IMPL, JSON, WORKSPACE, Impl
+from xmafast.cli.options import IMPL, JSON, SET, WORKSPACE, Impl, method_options
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, new_run
 
@@ -23,6 +23,7 @@ def train(
     method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them.")] = "cross-modal",
     bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: the method's).")] = None,
     shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: the method's).")] = None,
+    more: SET = [],  # noqa: B006 - typer copies it
     header: Annotated[Header | None, typer.Option(help="Similarity header (default: the method's).")] = None,
     backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[
@@ -42,7 +43,8 @@ def train(
 ) -> None:
     """Train a method on a frozen backbone and keep the epoch that is best on validation.
 
-    Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64
+    Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
+    xmafast train --method mv-adapter --set tied=3
     """
     from xmafast.cache import open_splits
     from xmafast.errors import unknown
@@ -52,6 +54,8 @@ def train(
 
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    options = method_options(more, bottleneck=bottleneck, shared=shared)
+    METHODS[method].check_options(options)
     folder = cache_folder(cache, workspace)
     explain_missing_train(folder)
     train_cache = open_splits(folder)["train"]
@@ -80,7 +84,7 @@ def train(
             seed=seed,
             impl=impl.value,
             report=report,
-            **{key: value for key, value in (("bottleneck", bottleneck), ("shared", shared)) if value is not None},
+            **options,
         )
     if json:
         print_json({"run": str(trained.folder), **trained.metrics})

@@ -184,7 +184,7 @@ WORKS: dict[str, Any] = {
         lambda f: frames(f, "jpeg"),
         lambda f: (frames(f, "jpeg", other=True), frames(f, "jpeg")),
     ),
-    "shards": (nothing, shards, shards),
+    "a shard": (nothing, lambda f: shards(f, which=(2,)), lambda f: shards(f, which=(2,))),
     "merge": (shards, join, frames),
     "merge of jpeg": (lambda f: shards(f, "jpeg"), join, lambda f: frames(f, "jpeg")),
     "merge begun with other shards": (half_joined_then_a_shard_anew, join, lambda f: frames(f, "jpeg")),

@@ -47,7 +47,8 @@ def contents(folder):
             exact = isinstance(cache, FrameCache)  # a batch of other rows rounds a backbone's features otherwise
             columns = {c: np.array(getattr(cache, c)) for c in (*COLUMNS, *cache._small()) if exact or c != "checksum"}
             data = {"data": np.array(cache.data)} if exact else {"near": np.array(cache.data)}
-            found[name] = {"ids": cache.ids, "captions": cache.captions, "attributes": cache.attributes, **columns, **data}
+            attributes = {k: v for k, v in cache.attributes.items() if k != "source_sha256"}  # a merge has one from its shards'
+            found[name] = {"ids": cache.ids, "captions": cache.captions, "attributes": attributes, **columns, **data}
     return found
 
 

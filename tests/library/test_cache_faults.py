@@ -114,7 +114,7 @@ def test_a_cache_of_an_older_format_is_refused(tmp_path):
     build_cache(demo_split("train", 2), path, **OPTIONS)
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 1
-    with pytest.raises(CacheError, match="has cache format 1, and this version reads 2; cache again"):
+    with pytest.raises(CacheError, match="has cache format 1, and this version reads 3; cache again"):
         FrameCache(path)
 
 

@@ -223,6 +223,10 @@ def test_options_outside_their_range_and_unknown_ones_are_refused():
         build_method("cross-modal", shape, shared=17)
     with pytest.raises(UsageError, match="at least 1"):
         build_method("cross-modal", shape, bottleneck=0)
+    with pytest.raises(UsageError, match="is int, as 8, not 'wide'"):
+        build_method("cross-modal", shape, bottleneck="wide")
+    with pytest.raises(UsageError, match="it has none"):
+        build_method("bias", shape, rank=4)
     with pytest.raises(UsageError, match="no option 'rank'"):
         build_method("cross-modal", shape, rank=4)
     with pytest.raises(UsageError, match="Did you mean 'cross-modal'"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xmafast import __version__
 from xmafast.cache.decode import resolve_decoder
-from xmafast.cache.file import ERROR_BYTES, SOURCE_BYTES, Status, cut
+from xmafast.cache.file import ERROR_BYTES, SOURCE_BYTES, Status, cut, written_back
 from xmafast.cache.frames import CODECS, FrameCache, create, pack, row_capacity
 from xmafast.cache.lock import locked
 from xmafast.cache.pool import Job, Target, decode_all
@@ -118,8 +118,8 @@ def _build(
     sampled = {key: settings[key] for key in ("frames", "sampling", "size")}
     target = Target(cache.path, cache.offset, cache.capacity, cache.codec, {**sampled, "decoder": attributes["decoder"]})
     crew = min(workers, max(1, len(jobs)))
-    if jobs:
-        for tried, done in enumerate(decode_all(jobs, target, workers=crew, time_limit=time_limit), 1):
+    with written_back(cache.path):
+        for tried, done in enumerate(decode_all(jobs, target, workers=crew, time_limit=time_limit) if jobs else (), 1):
             if done.timestamps is not None:
                 n = len(done.timestamps)
                 cache.num_frames[done.row] = n

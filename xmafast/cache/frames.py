@@ -64,14 +64,14 @@ def create(
         cache.flush()
 
 
-def encode(frames: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Frames (n, H, W, 3) uint8 -> their JPEG images one after the other, and the bytes of each (n,)."""
+def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (n, H, W, 3) uint8 -> their JPEG images one after the other, as uint8, and the bytes of each (n,)."""
     images = []
     for frame in frames:
         image = io.BytesIO()
         Image.fromarray(frame).save(image, "JPEG", quality=QUALITY, subsampling=0)
         images.append(image.getvalue())
-    return b"".join(images), np.array([len(image) for image in images], dtype=np.int32)
+    return np.frombuffer(b"".join(images), np.uint8), np.array([len(image) for image in images], dtype=np.int32)
 
 
 class FrameReader(Rows):

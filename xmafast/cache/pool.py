@@ -167,12 +167,14 @@ def make_row(job: Job, target: Target, file: int) -> tuple[np.ndarray | None, st
         decoded = decode(job.path, interval=job.interval, **target.options)
         lengths = None
         if target.codec == "raw":
-            data = decoded.frames.tobytes().ljust(target.capacity, b"\0")
-            check = checksum(decoded.frames, decoded.timestamps)
+            data = decoded.frames.reshape(-1)
         else:
             data, lengths = encode(decoded.frames)
-            check = checksum(np.frombuffer(data, np.uint8), decoded.timestamps)
-        write(file, data, target.offset + job.row * target.capacity)
+        place = target.offset + job.row * target.capacity
+        write(file, data, place)
+        if target.codec == "raw":
+            write(file, bytes(target.capacity - data.nbytes), place + data.nbytes)  # padding
+        check = checksum(data, decoded.timestamps)
         return decoded.timestamps, "", check, lengths
     except DecodeError as problem:
         return None, str(problem), 0, None

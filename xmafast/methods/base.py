@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,15 +47,26 @@ class Method(nn.Module):
         self.inserted = 0  # tokens that stand after the start of every text, for the method to replace
 
     @classmethod
-    def known_options(cls) -> list[str]:
-        return [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "shape")]
+    def known_options(cls) -> dict[str, Any]:
+        """Names and defaults."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: p.default for name, p in parameters.items() if name not in ("self", "shape")}
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise UsageError for an option that the method does not have, or a value of another type than its default."""
+        known = cls.known_options()
+        for option, value in options.items():
+            if option not in known:
+                has = f"it has: {', '.join(known)}" if known else "it has none"
+                raise UsageError(f"Method {cls.name!r} has no option {option!r}; {has}.")
+            wanted = type(known[option])
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise UsageError(f"Option {option!r} of method {cls.name!r} is {wanted.__name__}, as {known[option]!r}, not {value!r}.")
 
     @classmethod
     def build(cls, shape: Shape, **options: Any) -> Method:
-        known = cls.known_options()
-        for option in options:
-            if option not in known:
-                raise UsageError(f"Method {cls.name!r} has no option {option!r}; it has: {', '.join(known)}.")
+        cls.check_options(options)
         return cls(shape, **options)  # type: ignore[call-arg]  # each method's own __init__ takes the shape
 
     def options(self) -> dict[str, Any]:

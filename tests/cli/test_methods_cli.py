@@ -1,0 +1,57 @@
+"""Methods by name and option, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xmafast.methods import METHODS
+
+
+@pytest.fixture
+def cached(call):
+    assert call("cache", "demo", "--limit", "4", "--size", "96", "--frames", "2")[0] == 0
+
+
+FAST = ("--epochs", "1", "--batch-size", "2", "--json")
+
+
+@pytest.mark.parametrize("method", ["mv-adapter", "coop", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS)])
+def test_every_method_trains_and_evaluates(call, cached, method):
+    code, out, err = call("train", "--method", method, "--out", "run", *FAST)
+    assert code == 0, err
+    trained = json.loads(out)["trainable"]
+    code, out, err = call("eval", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["trainable"] == trained > 0
+
+
+def test_options_of_a_method_are_set_by_name(call, cached):
+    code, _, err = call("train", "--method", "mv-adapter", "--set", "tied=1", "tying=up-out", "norm=true", "--out", "run", *FAST)
+    assert code == 0, err
+    options = json.loads(Path("run/best/adapter_config.json").read_text())["options"]
+    assert (options["tied"], options["tying"], options["norm"], options["frames"]) == (1, "up-out", True, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--method", "mv-adapter", "--set", "tied"), "NAME=VALUE"),
+        (("--method", "mv-adapter", "--set", "tide=3"), "no option 'tide'"),
+        (("--method", "mv-adapter", "--set", "tied=many"), "is int, as 2, not 'many'"),
+        (("--method", "mv-adapter", "--set", "tying=sideways"), "tying"),
+        (("--method", "coop", "--bottleneck", "4"), "no option 'bottleneck'"),
+        (
+            (
+                "--method",
+                "mv-adaptor",
+            ),
+            "Did you mean 'mv-adapter'",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_get_one_sentence(call, cached, arguments, reason):
+    code, _, err = call("train", *arguments)
+    assert code == 2
+    assert reason in err
+    assert "Traceback" not in err
