@@ -12,6 +12,7 @@ done it is written again without the holes.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -62,6 +63,12 @@ def create(
         cache = FrameCache(path, writable=True)
         cache.start[:] = np.arange(n) * capacity
         cache.flush()
+
+
+@functools.cache
+def _crew(process: int) -> ThreadPoolExecutor:
+    """The threads that read, of a process: a fork has none of its parent's."""
+    return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
 def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,17 +176,13 @@ class FrameCache(CacheFile, FrameReader):
         return frames[: int(self.num_frames[row])]
 
     def fill(self, rows: np.ndarray, out: np.ndarray) -> None:
-        threads = os.cpu_count() or 1
+        crew = _crew(os.getpid())
         if self.codec == "jpeg":
-            with ThreadPoolExecutor(max(1, min(len(rows), threads))) as crew:  # PIL decodes without the interpreter's lock
-                list(crew.map(self._decode, (int(row) for row in rows), out))
+            list(crew.map(self._decode, (int(row) for row in rows), out))  # PIL decodes without the interpreter's lock
             return
-        threads = min(threads, COPIERS, 1 + out.nbytes // COPIED)
-        if threads == 1:
-            self._copy(rows, out)
-            return
-        with ThreadPoolExecutor(threads) as crew:  # so does numpy copy; one thread does not use up the memory's rate
-            list(crew.map(self._copy, np.array_split(rows, threads), np.array_split(out, threads)))
+        parts = min(os.cpu_count() or 1, COPIERS, 1 + out.nbytes // COPIED)
+        # so does numpy copy, and one thread does not use up the memory's rate
+        list(crew.map(self._copy, np.array_split(rows, parts), np.array_split(out, parts)))
 
     def _copy(self, rows: np.ndarray, out: np.ndarray) -> None:
         np.take(self.data, rows, axis=0, out=out, mode="clip")  # any other mode reads into a buffer first
