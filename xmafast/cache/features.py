@@ -9,7 +9,6 @@ The attributes name the backbone and the sha256 of its weights. Other weights ar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,9 @@ import h5py
 import numpy as np
 
 from xmafast import __version__
-from xmafast.cache.file import ERROR_BYTES, Arrays, CacheFile, Status, checksum, cut, lay_out, write
+from xmafast.cache.file import ERROR_BYTES, Arrays, CacheFile, Status, checksum, cut, lay_out, opened, write
 from xmafast.cache.frames import FrameCache, FrameReader
 from xmafast.cache.lock import locked
-from xmafast.cache.pool import FULL
 from xmafast.cache.renew import Summary, check_room, renewed
 from xmafast.errors import CacheError, UsageError
 
@@ -182,20 +180,13 @@ def _build(
     check_room(len(todo) * cache.capacity, len(todo), path.parent, "or cache elsewhere with --out")
     if progress:
         progress(0, len(todo))
-    file = os.open(cache.path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with opened(cache.path, f"There is no room left for {path}; what was computed is kept") as file:
         for start in range(0, len(todo), AT_ONCE):
             rows = np.array(todo[start : start + AT_ONCE])
             for row, features in zip(rows, _features(frames, rows, backbone, level, block), strict=True):
                 _keep(cache, frames, int(row), features, file, summary)
             if progress:
                 progress(min(start + AT_ONCE, len(todo)), len(todo))
-    except OSError as error:
-        if error.errno in FULL:
-            raise CacheError(f"There is no room left for {path}; what was computed is kept. Make room, and repeat the command.") from error
-        raise
-    finally:
-        os.close(file)
     cache.flush()
     if not reused:
         cache.path.replace(path)

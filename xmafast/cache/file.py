@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import json
 import os
 import threading
@@ -33,6 +34,7 @@ import numpy as np
 from xmafast.errors import CacheError
 
 SCHEMA = 3
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SYNC_EVERY = 0.5  # seconds
 ERROR_BYTES, SOURCE_BYTES = 256, 512
 _TEXT = h5py.string_dtype("utf-8")
@@ -265,6 +267,20 @@ def written_back(path: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        os.close(file)
+
+
+@contextlib.contextmanager
+def opened(path: Path, full: str) -> Iterator[int]:
+    """A file open for writing rows. Raises CacheError, which begins with ``full``, where the disk is full."""
+    file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    try:
+        yield file
+    except OSError as error:
+        if error.errno in FULL:
+            raise CacheError(f"{full}. Make room, and repeat the command.") from error
+        raise
+    finally:
         os.close(file)
 
 

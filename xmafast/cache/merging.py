@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from xmafast.cache.build import finish
 from xmafast.cache.features import FeatureCache, kind_of, lay_out_features
-from xmafast.cache.file import CacheFile, Status
+from xmafast.cache.file import CacheFile, Status, opened
 from xmafast.cache.frames import FrameCache, create
 from xmafast.cache.lock import locked
-from xmafast.cache.pool import FULL
 from xmafast.cache.renew import check_room
 from xmafast.cache.shards import check_alike, shard_of, shards_of, without_shard
 from xmafast.errors import CacheError
@@ -99,8 +97,7 @@ def _join(whole: Path, kind: type[CacheFile], ids: list[str], parts: list[CacheF
             create(scratch, ids, captions, attributes)
         scratch.replace(partial)
         target = kind(partial, writable=True)
-    file = os.open(partial, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with opened(partial, f"There is no room left for {whole}; the shards are kept") as file:
         for row in range(len(ids)):
             part, its = parts[row % n], row // n
             status = int(part.status[its])
@@ -112,12 +109,6 @@ def _join(whole: Path, kind: type[CacheFile], ids: list[str], parts: list[CacheF
                 target.bytes[row], target.error[row], target.status[row] = part.bytes[its], part.error[its], status
             if progress:
                 progress(row + 1, len(ids))
-    except OSError as error:
-        if error.errno in FULL:
-            raise CacheError(f"There is no room left for {whole}; the shards are kept. Make room, and repeat the command.") from error
-        raise
-    finally:
-        os.close(file)
     target.flush()
     if isinstance(target, FrameCache):
         finish(target, whole)

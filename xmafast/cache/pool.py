@@ -8,7 +8,6 @@ and not through a memory map, where a full disk would be a crash instead of an e
 from __future__ import annotations
 
 import contextlib
-import errno
 import multiprocessing as mp
 import os
 import signal
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xmafast.cache.decode import decode
-from xmafast.cache.file import checksum, write
+from xmafast.cache.file import FULL, checksum, write
 from xmafast.cache.frames import encode
 from xmafast.errors import CacheError, DecodeError
 
@@ -136,7 +135,6 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
 
 
 NO_ROOM = "no room"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 START_GRACE = 60.0  # seconds that a fresh process may take to import, on top of its first video's limit
 
 

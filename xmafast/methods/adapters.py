@@ -28,15 +28,11 @@ from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError, unknown
 from xmafast.kernels import adapter
-from xmafast.methods.base import Context, Method
+from xmafast.methods.base import Context, Method, quick_gelu
 from xmafast.methods.cross_modal import CrossModalAdapter
 from xmafast.methods.tuned import Tuned, biases
 
 FORMS = ("parallel", "sequential")
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
 
 
 class Bottleneck(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from xmafast.backbone import Shape
@@ -83,6 +84,10 @@ class Method(nn.Module):
     def trainable(self) -> int:
         """The number of trained parameters; one shared by both encoders counts once."""
         return sum(p.numel() for p in self.parameters())
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
 
 
 def pair_blocks(vision_depth: int, text_depth: int) -> list[tuple[int, int]]:

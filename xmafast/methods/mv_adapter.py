@@ -35,16 +35,12 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError, unknown
-from xmafast.methods.base import Context, Method, pair_blocks
+from xmafast.methods.base import Context, Method, pair_blocks, quick_gelu
 from xmafast.methods.tuned import Tuned, biases
 
 TYINGS = ("down-in", "down-out", "up-in", "up-out")
 REDUCTION = 4  # of the calibration's hidden width
 POSITION_STD = 0.01
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
 
 
 class Attention(nn.Module):
