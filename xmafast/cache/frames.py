@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from xmafast.cache.file import Arrays, CacheFile, Rows, lay_out
+from xmafast.cache.file import Arrays, CacheFile, Rows, lay_out, opened
 from xmafast.errors import CacheError
 
 if TYPE_CHECKING:
@@ -208,10 +208,7 @@ def pack(source: FrameCache, path: Path) -> None:
     target.start[:] = np.cumsum([0, *sizes[:-1]]) if sizes else 0
     target.status[:] = source.status
     target.error[:], target.bytes[:] = source.error, source.bytes
-    file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with opened(path, f"There is no room left for {path}; what was decoded is kept") as file:
         for row in sorted(done):
             target.take(row, source, row, file)
-    finally:
-        os.close(file)
     target.flush()

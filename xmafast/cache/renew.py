@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xmafast.cache.file import CacheFile, Status
+from xmafast.cache.file import CacheFile, Status, opened
 from xmafast.errors import CacheError
 
 Kind = TypeVar("Kind", bound=CacheFile)
@@ -80,15 +79,12 @@ def renewed(
     donors = [*([old] if old else []), *_siblings(kind, path, settings, attributes["root"])]
     stored = [int(donor.stored(row).nbytes) for donor in donors for row in donor.rows]
     check_room(sum(stored), len(stored), path.parent, "or cache elsewhere with --out")
-    file = os.open(scratch, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with opened(scratch, f"There is no room left for {path}; what was cached before is kept") as file:
         for donor in donors:  # the list of videos, or their splits, have changed: rows of the same id move over, the rest is todo
             row_of = {i: row for row, i in enumerate(donor.ids)}
             for row, i in enumerate(ids):
                 if (was := row_of.get(i)) is not None and donor.status[was] == Status.DONE != cache.status[row]:
                     cache.take(row, donor, was, file)
-    finally:
-        os.close(file)
     scratch.replace(partial)
     return kind(partial, writable=True), False
 
