@@ -113,7 +113,7 @@ def run_metrics(
     retriever.impl = impl
     cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else run_cache(run))
     announce(cache, retriever, run)
-    frozen = Retriever(retriever.backbone, None, retriever.header, words=retriever.words, temperature=retriever.temperature, impl=impl)
+    frozen = Retriever(retriever.backbone, None, retriever.pooling, words=retriever.words, temperature=retriever.temperature, impl=impl)
     results = []
     for label, model, store in (("zero-shot", frozen, cache.path.parent / "embeddings"), ("adapted", retriever, run / "embeddings")):
         with bar(label, "videos") as update:
@@ -123,7 +123,7 @@ def run_metrics(
     result["run"] = str(run)
     result["trainable"] = retriever.trainable
     result["trainable_percent"] = 100 * retriever.trainable / retriever.backbone.shape.parameters
-    return result, f"{retriever.method.name} on {cache.label}, {sizes(result)}"  # type: ignore[union-attr]
+    return result, f"{retriever.method.name if retriever.method else retriever.header} on {cache.label}, {sizes(result)}"
 
 
 def sizes(result: dict[str, Any]) -> str:

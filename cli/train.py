@@ -12,15 +12,18 @@ from xmafast.cli.options import IMPL, JSON, SET, WORKSPACE, Impl, method_options
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, new_run
 
+NONE = "none"  # no method: the frozen backbone under a header
+
 
 class Header(str, Enum):
     mean = "mean"
     text_conditioned = "text-conditioned"
+    seq_transf = "seqTransf"
 
 
 def train(
     cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
-    method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them.")] = "cross-modal",
+    method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them. none: the header alone.")] = "cross-modal",
     bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: the method's).")] = None,
     shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: the method's).")] = None,
     more: SET = [],  # noqa: B006 - typer copies it
@@ -47,20 +50,24 @@ def train(
     xmafast train --method mv-adapter --set tied=3
     """
     from xmafast.cache import open_splits
-    from xmafast.errors import unknown
+    from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
     from xmafast.training import Metrics, Step
     from xmafast.training import train as run_training
 
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
     options = method_options(more, bottleneck=bottleneck, shared=shared)
-    METHODS[method].check_options(options)
+    if method != NONE:
+        if method not in METHODS:
+            raise unknown("method", method, [*METHODS, NONE])
+        METHODS[method].check_options(options)
+    elif options:
+        raise UsageError(f"--method none has no options, and is given {', '.join(options)}.")
     folder = cache_folder(cache, workspace)
     explain_missing_train(folder)
     train_cache = open_splits(folder)["train"]
-    run = out_folder or new_run(workspace, str(train_cache.attributes.get("dataset", folder.name)), method)
-    note(f"Training {method} on {train_cache.path} into {run}")
+    what = header.value if method == NONE and header else method
+    run = out_folder or new_run(workspace, str(train_cache.attributes.get("dataset", folder.name)), what)
+    note(f"Training {what} on {train_cache.path} into {run}")
     with bar("training", "steps", notes=True) as update:
         last = ""
 
@@ -73,7 +80,7 @@ def train(
         trained = run_training(
             folder,
             run,
-            method=method,
+            method=None if method == NONE else method,
             backbone=backbone,
             pretrained=pretrained,
             header=header.value if header else None,

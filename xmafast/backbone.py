@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ class Shape:
     embed_dim: int
     parameters: int
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    context_length: int = 77  # positions of the text encoder
 
 
 class Backbone(nn.Module):
@@ -62,15 +64,15 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.shape = _shape_of(clip)
         self.image_size = int(clip.visual.image_size[0])
-        self.context_length = int(self._text.context_length)
-        self.logit_scale = float(clip.logit_scale.exp().clamp(max=100))
+        self.context_length = int(self.text.context_length)
+        self.logit_scale = math.nan if clip.logit_scale.is_meta else float(clip.logit_scale.exp().clamp(max=100))
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
     @property
-    def _text(self) -> Any:
-        """The text encoder. Not an attribute: a module known by two names is not put back by ``functional_call``."""
+    def text(self) -> Any:
+        """open_clip's text encoder. Not an attribute: a module known by two names is not put back by ``functional_call``."""
         return self.clip.text if hasattr(self.clip, "text") else self.clip
 
     def train(self, mode: bool = True) -> Backbone:
@@ -136,7 +138,7 @@ class Backbone(nn.Module):
 
         Without ``places``, and with W the full context length, equal to open_clip's ``encode_text`` to the bit.
         """
-        text, length = self._text, tokens.shape[1]
+        text, length = self.text, tokens.shape[1]
         if length > self.context_length:
             raise UsageError(f"{length} tokens do not fit the {self.context_length} of {self.name}; use fewer words.")
         dtype = text.transformer.get_cast_dtype()
@@ -164,7 +166,7 @@ class Backbone(nn.Module):
     @property
     def text_positions(self) -> Tensor:
         """The positional embedding of the text encoder, (context length, W)."""
-        return self._text.positional_embedding
+        return self.text.positional_embedding
 
     @cached_property
     def fingerprint(self) -> str:
@@ -219,14 +221,22 @@ def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrai
     return load_backbone(name, pretrained or (str(attributes["default_pretrained"]) if name == default else "openai"))
 
 
-def backbone_shape(name: str) -> Shape:
-    """The widths and depths of a backbone; builds it without memory and loads no weights."""
+def meta_backbone(name: str) -> Backbone:
+    """A backbone without weights and without memory, to count with. It has no tokenizer."""
     if name == "demo":
         config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     else:
         config = _config(name.replace("/", "-"))
     with torch.device("meta"):
-        return _shape_of(_class_of(config)(**_arguments(config)))
+        clip = _class_of(config)(**_arguments(config))
+        return Backbone(
+            name, "none", clip, open_clip.tokenize, {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+        )
+
+
+def backbone_shape(name: str) -> Shape:
+    """The widths and depths of a backbone; builds it without memory and loads no weights."""
+    return meta_backbone(name).shape
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -329,6 +339,7 @@ def _shape_of(clip: Any) -> Shape:
         embed_dim=clip.visual.output_dim,
         parameters=sum(p.numel() for p in clip.parameters()),
         tensors={name: tuple(p.shape) for name, p in clip.named_parameters()},
+        context_length=int(text.context_length),
     )
 
 

@@ -79,7 +79,7 @@ def stored_embeddings(retriever: Retriever, cache: FrameReader, folder: Path, pr
 
 def _cached(retriever: Retriever, cache: FrameReader) -> tuple[Tensor, Tensor] | None:
     """What the backbone's embedding cache holds of these frames, where it has all of them."""
-    if retriever.method is not None and retriever.enabled:
+    if retriever.trained and retriever.enabled:
         return None
     path = feature_folder(cache.path.parent, retriever.backbone, "embeddings") / f"{cache.path.stem}.h5"
     if not path.is_file():
@@ -94,8 +94,8 @@ def _cached(retriever: Retriever, cache: FrameReader) -> tuple[Tensor, Tensor] |
 def _key(retriever: Retriever, cache: FrameReader) -> str:
     """Everything that the embeddings depend on, as a short hash."""
     digest = hashlib.sha256(retriever.backbone.fingerprint.encode())
-    if retriever.method is not None and retriever.enabled:
-        for name, value in sorted(retriever.method.state_dict().items()):
+    if retriever.enabled:
+        for name, value in sorted(retriever.trained.items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     attributes = cache.attributes

@@ -38,7 +38,7 @@ def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, 
     the best of them, as CLIP4Clip scores several captions a video; a video without captions is no query.
     """
     t2v, v2t = ranks_both_over_frames(
-        text, frames, mask, video_of, header=retriever.header, temperature=retriever.temperature, impl=retriever.impl
+        text, frames, mask, video_of, header=retriever.pooling, temperature=retriever.temperature, impl=retriever.impl
     )
     captioned = video_of.unique()
     return Ranks(_ranks(*t2v), _ranks(v2t[0][captioned], v2t[1][captioned]))

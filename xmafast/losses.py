@@ -22,7 +22,7 @@ def contrastive_loss(
     text-conditioned one has a vector for each pair, so its loss is taken from its scores.
     """
     scale, ids = retriever.logit_scale, (groups, groups)
-    if retriever.header == "mean":
+    if retriever.pooling == "mean":
         video = pool(frames, mask.to(frames.device), impl=retriever.impl)
         return info_nce(F.normalize(text, dim=-1), video, scale, group_ids=ids, impl=retriever.impl)
     return info_nce_from_scores(retriever.similarity(text, frames, mask), scale, group_ids=ids)

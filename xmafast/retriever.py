@@ -17,9 +17,9 @@ from xmafast import __version__
 from xmafast.backbone import Backbone, load_backbone
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.files import write_atomically
+from xmafast.headers import POOLING, SeqTransf
 from xmafast.kernels import similarity
 from xmafast.kernels.dispatch import IMPLEMENTATIONS
-from xmafast.kernels.pooling import HEADERS
 from xmafast.methods import METHODS, Method, build_method
 from xmafast.methods.base import Context
 
@@ -30,7 +30,8 @@ class Retriever(nn.Module):
     """A frozen backbone with a method in its places and a header over its embeddings.
 
     method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
-        model alone. header: ``mean`` or ``text-conditioned``; None takes the method's own, ``text-conditioned`` without one.
+        model alone. header: ``mean``, ``text-conditioned`` or ``seqTransf`` (``xmafast.headers``); None takes the method's own,
+        ``text-conditioned`` without one.
     words: the most tokens of a caption, the published recipes' 32. temperature: the header's, on un-normalised embeddings.
     impl: which kernels run, ``auto``, ``eager`` or ``triton`` (``xmafast.kernels``); an attribute, free to change.
 
@@ -57,18 +58,33 @@ class Retriever(nn.Module):
         if self.method is not None and self.method.tuned is not None:
             self.method.tuned.adopt(backbone.clip)
         self.header = header or (self.method.default_header if self.method else "text-conditioned")
-        if self.header not in HEADERS:
-            raise unknown("header", self.header, HEADERS)
+        if self.header not in POOLING:
+            raise unknown("header", self.header, POOLING)
+        self.temporal: SeqTransf | None = None  # what the header trains
+        if self.header == "seqTransf":
+            self.temporal = SeqTransf(backbone.shape)
+            self.temporal.adopt(backbone.text)
         if impl not in IMPLEMENTATIONS:
             raise unknown("impl", impl, IMPLEMENTATIONS)
         self.impl = impl
         self.temperature = temperature
-        self.enabled = True  # False switches the method off: the features are the frozen model's, to the bit
+        self.enabled = True  # False switches off what is trained: the features are the frozen model's, to the bit
+
+    @property
+    def pooling(self) -> str:
+        """How frame embeddings pool into a score, as ``xmafast.kernels`` names it: ``mean`` or ``text-conditioned``."""
+        return POOLING[self.header]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by the names of a run's file: the method's parameters, and the header's as ``header.NAME``."""
+        own = dict(self.method.named_parameters()) if self.method else {}
+        return own | {f"header.{name}": p for name, p in (self.temporal.named_parameters() if self.temporal else ())}
 
     @property
     def trainable(self) -> int:
         """The number of trained parameters."""
-        return self.method.trainable if self.method else 0
+        return sum(p.numel() for p in self.trained.values())
 
     @property
     def device(self) -> torch.device:
@@ -86,8 +102,10 @@ class Retriever(nn.Module):
         method = self.method if self.enabled else None
         places = None if method is None else lambda block: method.vision_places(block, context)
         if frames.dtype == torch.uint8:
-            return self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
-        return self._backbone("encode_image", flat, places).view(b, f, -1)
+            embeddings = self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
+        else:
+            embeddings = self._backbone("encode_image", flat, places).view(b, f, -1)
+        return self.temporal(embeddings, context.mask) if self.temporal is not None and self.enabled else embeddings
 
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
@@ -125,7 +143,7 @@ class Retriever(nn.Module):
     def similarity(self, text: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cosines (N, M) of text embeddings (N, D) and frame embeddings (M, F, D) under the header; mask (M, F)."""
         mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask.to(frames.device)
-        return similarity(text, frames, mask, header=self.header, temperature=self.temperature, impl=self.impl)
+        return similarity(text, frames, mask, header=self.pooling, temperature=self.temperature, impl=self.impl)
 
     def forward(self, texts: Sequence[str] | Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Captions and frames -> cosines (N, M)."""
@@ -133,12 +151,13 @@ class Retriever(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the trained tensors, to make this model again."""
-        if self.method is None:
-            raise RunError("A frozen backbone without a method has nothing to save.")
+        if not self.trained:
+            raise RunError("A frozen backbone without a method or a trained header has nothing to save.")
+        options = self.method.options() if self.method else {}
         return {
             "xmafast_version": __version__,
-            "method": self.method.name,
-            "options": {key: value for key, value in self.method.options().items() if key != "words"},
+            "method": self.method.name if self.method else None,
+            "options": {key: value for key, value in options.items() if key != "words"},
             "header": self.header,
             "temperature": self.temperature,
             "words": self.words,
@@ -151,10 +170,27 @@ class Retriever(nn.Module):
         folder = Path(folder)
         config = self.config()
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.method.state_dict().items()}  # type: ignore[union-attr]
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.trained.items()}
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
         return folder
+
+    @torch.no_grad()
+    def restore(self, file: Path) -> None:
+        """Take the trained tensors of a file that ``save`` wrote. Raises RunError where it is damaged or another method's."""
+        try:
+            tensors, own = load_file(file, device=str(self.device)), self.trained
+            if wrong := sorted(set(tensors) ^ set(own)):
+                state = "an unknown" if wrong[0] in tensors else "no"
+                raise RunError(f"{file} has {state} tensor {wrong[0]!r}; train again or restore the file.")
+            for name, parameter in own.items():
+                if tensors[name].shape != parameter.shape:
+                    shapes = f"{tuple(tensors[name].shape)}, not {tuple(parameter.shape)}"
+                    raise RunError(f"{file}: the tensor {name!r} is {shapes}; train again or restore the file.")
+                parameter.copy_(tensors[name])
+        except (OSError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"{file} cannot be loaded ({reason}); train again or restore the file.") from error
 
 
 def best_device() -> torch.device:
@@ -195,9 +231,5 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
         retriever = Retriever(backbone, method, config["header"], words=config["words"], temperature=config["temperature"], **options)
     except (KeyError, UsageError) as error:
         raise RunError(f"{folder / CONFIG} does not describe a method that this version knows: {error}") from error
-    try:
-        retriever.method.load_state_dict(load_file(folder / WEIGHTS))  # type: ignore[union-attr]
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"{folder / WEIGHTS} cannot be loaded ({reason}); train again or restore the file.") from error
+    retriever.restore(folder / WEIGHTS)
     return retriever.eval()

@@ -72,7 +72,7 @@ def search(
     text = embed_texts(retriever, [query]).to(retriever.device)
     frames, mask = _joined(parts, retriever.device)
     best, order = topk_over_frames(
-        text, frames, mask, topk, header=retriever.header, temperature=retriever.temperature, impl=retriever.impl
+        text, frames, mask, topk, header=retriever.pooling, temperature=retriever.temperature, impl=retriever.impl
     )
     hits = []
     for rank, (score, index) in enumerate(zip(best[0].tolist(), order[0].tolist(), strict=True), 1):

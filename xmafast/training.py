@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from xmafast import __version__
@@ -25,9 +24,10 @@ from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
 from xmafast.files import is_scratch, write_atomically
+from xmafast.headers import SeqTransf
 from xmafast.losses import contrastive_loss
 from xmafast.methods import METHODS
-from xmafast.retriever import Retriever, best_device
+from xmafast.retriever import WEIGHTS, Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
 WARMUP = 0.1
@@ -88,7 +88,7 @@ def train(
     cache: str | Path,
     out: str | Path,
     *,
-    method: str = "cross-modal",
+    method: str | None = "cross-modal",
     backbone: Backbone | str | None = None,
     pretrained: str | None = None,
     header: str | None = None,
@@ -106,8 +106,9 @@ def train(
 
     cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
-    default. epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. impl: which kernels run,
-    ``auto``, ``eager`` or ``triton``. options: the method's, as ``bottleneck=8, shared=16``.
+    default. method: None trains the header alone, where it is one that trains. epochs, batch_size, lr, train_frames: None takes the
+    data set's and the method's defaults. impl: which kernels run, ``auto``, ``eager`` or ``triton``. options: the method's, as
+    ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -125,11 +126,12 @@ def train(
     if method in METHODS and "frames" in METHODS[method].known_options():
         options.setdefault("frames", split[0].shape[1])  # its positions are made for so many
     retriever = Retriever(backbone, method, header, words=words, impl=impl, **options).to(best_device())
-    assert retriever.method is not None
+    if not retriever.trained:
+        raise UsageError("There is nothing to train: without a method, name a header that trains (--header seqTransf).")
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
-        lr=lr if lr is not None else float(attributes.get("lr", 0)) or retriever.method.default_lr,
+        lr=lr if lr is not None else float(attributes.get("lr", 0)) or (retriever.method or SeqTransf).default_lr,
         train_frames=train_frames if train_frames is not None else int(attributes.get("train_frames", Recipe.train_frames)),
         seed=seed,
     )
@@ -150,7 +152,6 @@ def _run(
 ) -> Trained:
     """Train, and write the run's folder, from its first file to its last."""
     train_cache, train_rows, val_cache, val_rows = split
-    assert retriever.method is not None
     _write_json(
         out / CONFIG,
         {
@@ -205,24 +206,23 @@ def _run(
         "trainable_percent": 100 * retriever.trainable / retriever.backbone.shape.parameters,
     }
     _write_json(out / METRICS, metrics)
-    retriever.method.load_state_dict(load_file(out / "best" / "adapter_model.safetensors", device=str(retriever.device)))
+    retriever.restore(out / "best" / WEIGHTS)
     return Trained(out, retriever.eval(), metrics)
 
 
 def fit(
     retriever: Retriever, cache: FrameReader, rows: np.ndarray, recipe: Recipe, stepped: Callable[[Step], None] | None = None
 ) -> Iterator[Step]:
-    """Train the retriever's method on rows of a cache; yields the last step of each epoch, to validate or to stop.
+    """Train a retriever's method and header on rows of a cache; yields the last step of each epoch, to validate or to stop.
 
     Raises FloatingPointError, naming the step and its videos, where the loss or its gradient is no longer a number.
     """
-    assert retriever.method is not None
     each = cache.attributes.get("captions_per_epoch") == "all"
     pairs = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))] if each else None
     steps = recipe.epochs * len(_epoch_batches(cache, rows, pairs, recipe.batch_size, np.random.default_rng()))
     generator = np.random.default_rng(recipe.seed)
     optimizer = _optimizer(retriever, recipe)
-    trained = list(retriever.method.parameters())
+    trained = list(retriever.trained.values())
     step = 0
     for epoch in range(1, recipe.epochs + 1):
         retriever.train()
@@ -310,8 +310,7 @@ def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.
 
 
 def _optimizer(retriever: Retriever, recipe: Recipe) -> torch.optim.Optimizer:
-    assert retriever.method is not None
-    parameters = list(retriever.method.parameters())
+    parameters = list(retriever.trained.values())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

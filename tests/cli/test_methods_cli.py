@@ -55,3 +55,39 @@ def test_options_that_do_not_fit_get_one_sentence(call, cached, arguments, reaso
     assert code == 2
     assert reason in err
     assert "Traceback" not in err
+
+
+def test_a_header_is_trained_alone_and_evaluated(call, cached):
+    code, out, err = call("train", "--method", "none", "--header", "seqTransf", "--out", "run", *FAST)
+    assert code == 0, err
+    assert "Training seqTransf" in err
+    trained = json.loads(out)["trainable"]
+    assert json.loads(Path("run/best/adapter_config.json").read_text())["method"] is None
+    code, out, err = call("eval", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["trainable"] == trained > 0
+    assert "zero_shot" in json.loads(out)
+
+
+def test_without_a_method_and_a_header_that_trains_there_is_nothing_to_do(call, cached):
+    code, _, err = call("train", "--method", "none", "--header", "mean")
+    assert code == 2
+    assert "nothing to train" in err
+    code, _, err = call("train", "--method", "none", "--header", "seqTransf", "--bottleneck", "4")
+    assert code == 2
+    assert "has no options, and is given bottleneck" in err
+
+
+def test_methods_are_listed_with_size_cost_and_source(call):
+    code, out, err = call("methods", "--backbone", "demo", "--json")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == {*METHODS, "seqTransf"}
+    for row in rows.values():
+        assert row["trainable"] > 0
+        assert row["gmacs"] == pytest.approx(row["gmacs_video"] + row["gmacs_text"])
+        assert all(row[key] for key in ("family", "adapts", "paper", "licence", "header"))
+    assert rows["bias"]["gmacs"] < rows["cross-modal"]["gmacs"] < rows["mv-adapter"]["gmacs"]
+    code, out, err = call("methods", "--backbone", "demo")
+    assert code == 0, err
+    assert "arXiv 2211.09623" in " ".join(out.split())

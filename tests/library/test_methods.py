@@ -24,6 +24,9 @@ def retriever(backbone, method="cross-modal", **options):
     return Retriever(backbone, method, **options).eval()
 
 
+# the Cross-Modal Adapter as MV-Adapter's authors ran it
+COMPARED = {"bottleneck": 128, "sites": "mlp", "norm": True, "train_biases": True}
+
 # prompts start at random, the others at the frozen model or near it
 EXACT = ("mv-adapter", "adaptformer", "convpass", "st-adapter", "full", "partial", "projection", "bias")
 
@@ -184,6 +187,9 @@ def test_saved_and_loaded_gives_the_same_scores(demo_backbone, method, tmp_path)
         ("ViT-B-32", "full", {"freeze": 11}, 10_898_177),
         ("ViT-B-32", "full", {"freeze": 12}, 657_921),
         ("ViT-B-32", "adapter", {"bottleneck": 16}, 1_014_528),
+        ("ViT-B-16", "cross-modal", COMPARED, 4_127_552),
+        ("ViT-B-16", "cross-modal", COMPARED | {"shared": 8}, 4_139_936),
+        ("ViT-B-16", "cross-modal", COMPARED | {"shared": 512}, 3_359_744),
     ],
 )
 def test_baselines_have_their_published_sizes(name, method, options, count):
@@ -227,6 +233,8 @@ def test_options_outside_their_range_and_unknown_ones_are_refused():
         build_method("cross-modal", shape, bottleneck="wide")
     with pytest.raises(UsageError, match="it has none"):
         build_method("bias", shape, rank=4)
+    with pytest.raises(UsageError, match=r"Unknown sites 'mpl'.*Did you mean 'mlp'"):
+        build_method("cross-modal", shape, sites="mpl")
     with pytest.raises(UsageError, match="no option 'rank'"):
         build_method("cross-modal", shape, rank=4)
     with pytest.raises(UsageError, match="Did you mean 'cross-modal'"):

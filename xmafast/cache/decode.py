@@ -25,8 +25,13 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; Pillow's o
 
 
 class Decoded(NamedTuple):
-    frames: np.ndarray  # (n, size, size, 3) uint8, n <= the frames asked for
+    images: list[np.ndarray]  # n of (size, size, 3) uint8, n <= the frames asked for; a cache writes them without making one array
     timestamps: np.ndarray  # (n,) float32, seconds from the start
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(n, size, size, 3) uint8."""
+        return np.stack(self.images)
 
 
 def sample_indices(total: int, fps: float, frames: int, sampling: str) -> np.ndarray:
@@ -118,7 +123,7 @@ def decode(path: Path, *, frames: int, sampling: str, size: int, decoder: str, i
         raise DecodeError(_reason(path, "" if image else decoder, error)) from error
     if not taken:
         raise DecodeError("it holds no frame")
-    return Decoded(np.stack(taken), np.asarray(timestamps, dtype=np.float32))
+    return Decoded(taken, np.asarray(timestamps, dtype=np.float32))
 
 
 def check_size(width: int, height: int) -> None:

@@ -219,6 +219,6 @@ def _keep(cache: FeatureCache, frames: FrameReader, row: int, features: np.ndarr
         return
     padded = features.tobytes().ljust(cache.capacity, b"\0")
     write(file, padded, cache.place(row))
-    cache.checksum[row], cache.error[row] = checksum(features, cache.timestamps[row, :n]), b""
+    cache.checksum[row], cache.error[row] = checksum([features], cache.timestamps[row, :n]), b""
     cache.status[row] = Status.DONE  # last: a row marked done is whole
     summary.done += 1

@@ -49,13 +49,16 @@ class Status(enum.IntEnum):
     MISSING = 3
 
 
-def checksum(data: np.ndarray, timestamps: np.ndarray) -> int:
-    """Two crc32 in one number: of what is stored of a row, and, in the upper half, of the timestamps (n,) of its real frames.
+def checksum(data: Sequence[np.ndarray], timestamps: np.ndarray) -> int:
+    """Two crc32 in one number: of what is stored of a row, piece after piece, and, in the upper half, of its real frames' timestamps (n,).
 
     It guards against accidents, not against malice, and costs a building process a third of what a cryptographic hash does.
     """
     times = np.ascontiguousarray(timestamps, dtype=np.float32)
-    return zlib.crc32(np.ascontiguousarray(data).data) | zlib.crc32(times.data) << 32
+    stored = 0
+    for piece in data:
+        stored = zlib.crc32(np.ascontiguousarray(piece).data, stored)
+    return stored | zlib.crc32(times.data) << 32
 
 
 def cut(text: str, length: int) -> bytes:
@@ -216,7 +219,7 @@ class CacheFile(Rows):
     def intact(self, row: int) -> bool:
         """Whether a row's data and timestamps are still those that were written."""
         n = int(self.num_frames[row])
-        return bool(checksum(self.stored(row), self.timestamps[row, :n]) == int(self.checksum[row]))
+        return bool(checksum([self.stored(row)], self.timestamps[row, :n]) == int(self.checksum[row]))
 
     def clear(self, row: int) -> None:
         """Take a row's data away."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,14 +71,14 @@ def _crew(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
-def encode(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (n, H, W, 3) uint8 -> their JPEG images one after the other, as uint8, and the bytes of each (n,)."""
+def encode(frames: Iterable[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Frames (H, W, 3) uint8 -> their JPEG images, as uint8, and the bytes of each (n,)."""
     images = []
     for frame in frames:
         image = io.BytesIO()
         Image.fromarray(frame).save(image, "JPEG", quality=QUALITY, subsampling=0)
-        images.append(image.getvalue())
-    return np.frombuffer(b"".join(images), np.uint8), np.array([len(image) for image in images], dtype=np.int32)
+        images.append(np.frombuffer(image.getvalue(), np.uint8))
+    return images, np.array([len(image) for image in images], dtype=np.int32)
 
 
 class FrameReader(Rows):

@@ -12,6 +12,7 @@ import multiprocessing as mp
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -56,13 +57,13 @@ class Target:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    job: Job | None = None
-    deadline: float = 0.0
+    jobs: deque[Job] = field(default_factory=deque)  # the one at work, and the one that waits for it
+    deadline: float = 0.0  # of the one at work
 
 
 def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit: float) -> Iterator[Done]:
     """Decode every job into its row; yields each as it ends, in no fixed order. Never raises for a single video."""
-    queue = iter(jobs)
+    queue = deque(jobs)
     crew: list[_Worker] = []
 
     def hire() -> _Worker:
@@ -73,36 +74,39 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
         there.close()
         return _Worker(process, here)
 
-    def give(worker: _Worker) -> None:
-        worker.job = next(queue, None)
-        if worker.job is not None:
-            worker.deadline = time.monotonic() + time_limit + (0 if worker.process.pid in warm else START_GRACE)
+    def give(worker: _Worker, most: int) -> None:
+        while queue and len(worker.jobs) < most:
+            worker.jobs.append(queue.popleft())
             with contextlib.suppress(OSError):  # a worker that has died meanwhile is noticed below
-                worker.pipe.send(worker.job)
+                worker.pipe.send(worker.jobs[-1])
+
+    def begin(worker: _Worker) -> None:
+        """The worker is at its first job from now on. While there are enough, the next waits for it, so that it is never idle."""
+        give(worker, 2 if len(queue) >= workers else 1)
+        worker.deadline = time.monotonic() + time_limit + (0 if worker.process.pid in warm else START_GRACE)
 
     def replace(worker: _Worker) -> None:
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
         crew.remove(worker)
-        fresh = hire()
-        crew.append(fresh)
-        give(fresh)
+        queue.extendleft(reversed(worker.jobs))
+        if queue:
+            crew.append(hire())
+            begin(crew[-1])
 
     warm: set[int | None] = set()
     try:
-        for _ in range(workers):
-            worker = hire()
-            crew.append(worker)
-            give(worker)
-            if worker.job is None:
-                break
-        while busy := [w for w in crew if w.job is not None]:
+        for _ in range(min(workers, len(queue))):
+            crew.append(hire())
+            give(crew[-1], 1)
+        for worker in crew:
+            begin(worker)
+        while busy := [w for w in crew if w.jobs]:
             pause = max(0.0, min(w.deadline for w in busy) - time.monotonic())
             ready = set(wait([w.pipe for w in busy], pause))
             for worker in busy:
-                assert worker.job is not None
-                row = worker.job.row
+                row = worker.jobs[0].row
                 if worker.pipe in ready:
                     try:
                         timestamps, error, checksum, lengths = worker.pipe.recv()
@@ -113,17 +117,20 @@ def decode_all(jobs: Iterable[Job], target: Target, *, workers: int, time_limit:
                                 "The decode processes end before their first video. In a script, call build_cache under "
                                 "`if __name__ == '__main__':`, since each of them imports the script anew."
                             ) from None
+                        worker.jobs.popleft()
                         yield Done(row, None, f"the decoder crashed ({_exit(worker.process.exitcode)})")
                         replace(worker)
                         continue
                     warm.add(worker.process.pid)
-                    give(worker)
+                    worker.jobs.popleft()
+                    begin(worker)
                     if error == NO_ROOM:
                         raise CacheError(
                             f"There is no room left for {target.file}; what was decoded is kept. Make room, and repeat the command."
                         )
                     yield Done(row, timestamps, error, checksum, lengths)
                 elif time.monotonic() >= worker.deadline:
+                    worker.jobs.popleft()
                     yield Done(row, None, f"not decoded within the time limit of {time_limit:g} s")
                     replace(worker)
     finally:
@@ -163,17 +170,15 @@ def make_row(job: Job, target: Target, file: int) -> tuple[np.ndarray | None, st
     """Decode a video and write its row to the open file; what ``Done`` says of it. Never raises for a single video."""
     try:
         decoded = decode(job.path, interval=job.interval, **target.options)
-        lengths = None
-        if target.codec == "raw":
-            data = decoded.frames.reshape(-1)
-        else:
-            data, lengths = encode(decoded.frames)
+        pieces, lengths = (decoded.images, None) if target.codec == "raw" else encode(decoded.images)
         place = target.offset + job.row * target.capacity
-        write(file, data, place)
+        end = place + target.capacity
+        for piece in pieces:
+            write(file, np.ascontiguousarray(piece).reshape(-1), place)
+            place += piece.nbytes
         if target.codec == "raw":
-            write(file, bytes(target.capacity - data.nbytes), place + data.nbytes)  # padding
-        check = checksum(data, decoded.timestamps)
-        return decoded.timestamps, "", check, lengths
+            write(file, bytes(end - place), place)  # padding
+        return decoded.timestamps, "", checksum(pieces, decoded.timestamps), lengths
     except DecodeError as problem:
         return None, str(problem), 0, None
     except OSError as problem:

@@ -153,12 +153,29 @@ def caption(row: dict) -> str:
     return ", ".join(tags if kind > 0.8 else [row["label"], *tags])
 
 
+def on_white(images: torch.Tensor) -> torch.Tensor:
+    """(B, 4, 64, 64) uint8 RGBA -> (B, 3, SIZE, SIZE) float in 0..1."""
+    rgba = images.float() / 255
+    return F.interpolate(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:], SIZE, mode="bicubic").clamp(0, 1)
+
+
+def new_model(vocab_size: int) -> tuple[dict[str, Any], open_clip.CLIP]:
+    """The configuration and the model with random weights."""
+    config: dict[str, Any] = copy.deepcopy(MODEL)
+    config["text_cfg"]["vocab_size"] = vocab_size
+    return config, open_clip.CLIP(**config)
+
+
+def held_out(count: int, vocab_size: int) -> torch.Tensor:
+    """Which of ``count`` emoji are held out, where the seed has just been set: the model's weights are drawn before them."""
+    new_model(vocab_size)
+    return torch.randperm(count)[:HELD_OUT]
+
+
 @torch.no_grad()
 def held_out_recall(model: open_clip.CLIP, images: torch.Tensor, tokens: torch.Tensor) -> dict:
     model.eval()
-    rgba = images.float() / 255
-    x = F.interpolate(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:], SIZE, mode="bicubic").clamp(0, 1)
-    sim = model.encode_text(tokens, normalize=True) @ model.encode_image(normalise(x), normalize=True).T
+    sim = model.encode_text(tokens, normalize=True) @ model.encode_image(normalise(on_white(images)), normalize=True).T
     model.train()
     own = sim.diagonal()
     t2i = (sim > own[:, None]).sum(1)
@@ -184,9 +201,7 @@ def main() -> None:
     emoji, images = read_stills(stills)
     cut_bpe(emoji, args.out / "bpe.txt.gz")
     tokenizer = SimpleTokenizer(bpe_path=str(args.out / "bpe.txt.gz"), context_length=CONTEXT)
-    config: dict[str, Any] = copy.deepcopy(MODEL)
-    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
-    model = open_clip.CLIP(**config)
+    config, model = new_model(tokenizer.vocab_size)
     decay = 0.998
     average = copy.deepcopy(model).requires_grad_(False)
     print(f"{len(emoji)} emoji, vocabulary {tokenizer.vocab_size}, {sum(p.numel() for p in model.parameters()):,} parameters")

@@ -60,6 +60,7 @@ class Bottleneck(nn.Module):
 class BothEncoders(Method):
     """A method with modules of its own in the vision blocks and sequential adapters in the text blocks."""
 
+    family = "adapter"
     default_header = "mean"
     default_lr = 1e-3
 
@@ -86,7 +87,8 @@ class PlainAdapter(CrossModalAdapter):
     """bottleneck: of each adapter. The Cross-Modal Adapter with nothing shared."""
 
     name = "adapter"
-    paper = "plain adapters, arXiv 1902.00751"
+    adapts = "after attention and MLP of both encoders"
+    paper = "Adapters, Houlsby et al., ICML 2019, arXiv 1902.00751"
 
     def __init__(self, shape: Shape, bottleneck: int = 8) -> None:
         super().__init__(shape, bottleneck, 0)
@@ -99,7 +101,9 @@ class AdaptFormer(BothEncoders):
     """form: parallel or sequential, in the vision encoder. norm: a LayerNorm in each adapter."""
 
     name = "adaptformer"
-    paper = "AdaptFormer, arXiv 2205.13535"
+    adapts = "beside the MLP (vision), after it (text)"
+    paper = "AdaptFormer, Chen et al., NeurIPS 2022, arXiv 2205.13535"
+    licence = "MIT"
 
     def __init__(
         self,
@@ -157,7 +161,9 @@ class Convpass(BothEncoders):
     """
 
     name = "convpass"
-    paper = "Convpass, arXiv 2207.07039"
+    adapts = "beside attention and MLP, over neighbouring patches (vision); after the MLP (text)"
+    paper = "Convpass, Jie and Deng, arXiv 2207.07039"
+    licence = "MIT"
 
     def __init__(
         self,
@@ -215,7 +221,9 @@ class STAdapter(BothEncoders):
     """bottleneck: channels of the vision adapters; text_bottleneck and norm: of the text's. The class token is not adapted."""
 
     name = "st-adapter"
-    paper = "ST-Adapter, arXiv 2206.13559"
+    adapts = "before each block, over neighbouring frames (vision); after the MLP (text)"
+    paper = "ST-Adapter, Pan et al., NeurIPS 2022, arXiv 2206.13559"
+    licence = "MIT"
 
     def __init__(
         self,

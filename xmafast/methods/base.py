@@ -38,7 +38,10 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
+    family: ClassVar[str]  # adapter, prompt, tuning
+    adapts: ClassVar[str]  # where, in a few words
+    paper: ClassVar[str]  # its citation
+    licence: ClassVar[str]  # of the published code, none of which is here
     default_header: ClassVar[str]
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 

@@ -45,6 +45,8 @@ def _start(*shape: int) -> nn.Parameter:
 class Prompts(Method):
     """tokens: how many in each place. Raises UsageError below 1."""
 
+    family = "prompt"
+    licence = "MIT"
     default_header = "text-conditioned"
     default_lr = 1e-3
 
@@ -68,7 +70,9 @@ class VPT(Prompts):
     """Parameters: ``vision`` (blocks, tokens, width)."""
 
     name = "vpt"
-    paper = "VPT-deep, arXiv 2203.12119"
+    adapts = "tokens of every vision block"
+    paper = "VPT-deep, Jia et al., ECCV 2022, arXiv 2203.12119"
+    licence = "CC-BY-NC-4.0"
 
     def __init__(self, shape: Shape, tokens: int = 5) -> None:
         super().__init__(tokens)
@@ -82,7 +86,9 @@ class VLPrompt(VPT):
     """Parameters: ``vision`` and ``text`` (blocks, tokens, width)."""
 
     name = "vl-prompt"
-    paper = "VL-Prompt, in arXiv 2211.09623"
+    adapts = "tokens of every block of both encoders"
+    paper = "VL-Prompt, a baseline of Jiang et al., arXiv 2211.09623"
+    licence = "none published"
 
     def __init__(self, shape: Shape, tokens: int = 5) -> None:
         super().__init__(shape, tokens)
@@ -96,7 +102,8 @@ class MaPLe(Prompts):
     """Parameters: ``text`` (blocks, tokens, width), ``coupling.PAIR``, and ``vision`` for blocks without a partner."""
 
     name = "maple"
-    paper = "MaPLe, arXiv 2210.03117"
+    adapts = "tokens of every text block, mapped to the vision block"
+    paper = "MaPLe, Khattak et al., CVPR 2023, arXiv 2210.03117"
 
     def __init__(self, shape: Shape, tokens: int = 5) -> None:
         super().__init__(tokens)
@@ -122,7 +129,8 @@ class CoOp(Prompts):
     """Parameters: ``text`` (tokens, width), context words that take their positions; the caption's move back by as many."""
 
     name = "coop"
-    paper = "CoOp, arXiv 2109.01134"
+    adapts = "context words before the first text block"
+    paper = "CoOp, Zhou et al., IJCV 2022, arXiv 2109.01134"
 
     def __init__(self, shape: Shape, tokens: int = 4) -> None:
         super().__init__(tokens)

@@ -36,6 +36,8 @@ def block_of(name: str) -> tuple[bool, int] | None:
 class Tuning(Method):
     """A method that only trains weights of the backbone: those that ``wanted`` says."""
 
+    family = "tuning"
+    licence = "none published"
     default_header = "mean"
 
     def __init__(self, shape: Shape, wanted: Callable[[str], bool]) -> None:
@@ -56,7 +58,9 @@ class Full(Tuning):
     """freeze: how many of the first blocks of each encoder stay frozen, 0 to the deeper one's depth."""
 
     name = "full"
-    paper = "CLIP4Clip, arXiv 2104.08860"
+    adapts = "every block, last LayerNorms, projections, logit scale"
+    paper = "CLIP4Clip, Luo et al., Neurocomputing 2022, arXiv 2104.08860"
+    licence = "MIT"
     default_lr = 1e-5
 
     def __init__(self, shape: Shape, freeze: int = 0) -> None:
@@ -77,7 +81,8 @@ class Full(Tuning):
 
 class Partial(Tuning):
     name = "partial"
-    paper = "the last block of each encoder"
+    adapts = "the last block of each encoder"
+    paper = "Partial, a baseline of Jiang et al., arXiv 2211.09623"
     default_lr = 1e-4
 
     def __init__(self, shape: Shape) -> None:
@@ -87,7 +92,8 @@ class Partial(Tuning):
 
 class Projection(Tuning):
     name = "projection"
-    paper = "linear probe: both projections"
+    adapts = "the projections into the common space"
+    paper = "Projection (linear probe), a baseline of Jiang et al., arXiv 2211.09623"
     default_lr = 1e-4
 
     def __init__(self, shape: Shape) -> None:
@@ -96,7 +102,8 @@ class Projection(Tuning):
 
 class Bias(Tuning):
     name = "bias"
-    paper = "BitFit, arXiv 2106.10199"
+    adapts = "every bias"
+    paper = "BitFit, Ben Zaken et al., ACL 2022, arXiv 2106.10199"
     default_lr = 1e-3
 
     def __init__(self, shape: Shape) -> None:

@@ -1,0 +1,38 @@
+"""Multiply-accumulates of an embedding, counted without weights and without memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from xmafast.backbone import Backbone
+from xmafast.retriever import Retriever
+
+FRAMES, WORDS = 12, 32
+
+
+def count_macs(clip: Backbone, method: str | None = None, header: str | None = None, **options: Any) -> dict[str, int]:
+    """Of one video of 12 frames and of one caption of 32 words: ``{"video": ..., "text": ...}``. clip: a ``meta_backbone``.
+
+    Counted are matrix products, convolutions and attention of a forward pass, as torch counts them; not norms, activations and other
+    elementwise work. Raises UsageError for an unknown name or option.
+    """
+    with torch.device("meta"):
+        retriever = Retriever(clip, method, header, words=WORDS, impl="eager", **options).requires_grad_(False)
+        frames = torch.zeros(1, FRAMES, 3, clip.image_size, clip.image_size)
+        inserted = retriever.method.inserted if retriever.method else 0
+        tokens = torch.zeros(1, min(retriever.words, clip.context_length - inserted), dtype=torch.long)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused layer is not counted
+    try:
+        return {"video": _macs(lambda: retriever.encode_frames(frames)), "text": _macs(lambda: retriever.encode_text(tokens))}
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _macs(run: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
