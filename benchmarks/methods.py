@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 STEPS = ("tune", "train", "forget", "cost", "table")
 SEEDS = (0, 1, 2)
 FACTOR = 3.0
+EPOCHS = 6  # half of the demo's: the whole table takes some two hours on two cores
 
 
 class Records:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--workspace", type=Path, default=Path("methods-benchmark"))
     parser.add_argument("--stills", type=Path, default=None)
-    parser.add_argument("--epochs", type=int, default=None, help="fewer, to see that it runs (default: the demo's)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="fewer, to see that it runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "methods.json")
     args = parser.parse_args()
@@ -64,6 +65,9 @@ def main() -> None:
         parser.error(f"{wrong!r} is no step and no row")
     rows = [row for row in ROWS if not args.only or row.name in args.only]
     records = Records(args.out)
+    if records.rows.get("epochs", args.epochs) != args.epochs:
+        parser.error(f"{args.out} holds runs of {records.rows['epochs']} epochs; name another --out")
+    records["epochs"] = args.epochs
     worker("cache", args, {})
     with ThreadPoolExecutor(args.jobs) as pool:
         if "tune" in steps:

@@ -29,8 +29,7 @@ FOLDS, FOLD_SEED = 3, 0
 
 
 def recipe(job: dict, attributes: Any, **changes: Any) -> Recipe:
-    epochs = job["epochs"] or int(attributes["epochs"])
-    return Recipe(epochs, int(attributes["batch_size"]), train_frames=int(attributes["train_frames"]), **changes)
+    return Recipe(job["epochs"], int(attributes["batch_size"]), train_frames=int(attributes["train_frames"]), **changes)
 
 
 def new(row: Row) -> Retriever:

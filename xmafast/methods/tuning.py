@@ -104,6 +104,7 @@ class Bias(Tuning):
     name = "bias"
     adapts = "every bias"
     paper = "BitFit, Ben Zaken et al., ACL 2022, arXiv 2106.10199"
+    licence = "MIT"
     default_lr = 1e-3
 
     def __init__(self, shape: Shape) -> None:
