@@ -53,8 +53,8 @@ def methods(
     if json:
         print_json([{**row["options"], **row} for row in rows])
         return
-    total = sum(frozen.values()) / 1e9
-    out.print(f"{backbone}: {shape.parameters:,} parameters, frozen {total:.1f} GMACs for {FRAMES} frames and a caption of {WORDS} words")
+    total, words = sum(frozen.values()) / 1e9, min(WORDS, shape.context_length) if shape.causal else shape.context_length
+    out.print(f"{backbone}: {shape.parameters:,} parameters, frozen {total:.1f} GMACs for {FRAMES} frames and a caption of {words} words")
     for family in dict.fromkeys(r["family"] for r in rows):
         table = Table(family, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for number in ("trainable", "share", "GMACs"):

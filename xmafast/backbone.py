@@ -6,27 +6,26 @@ import hashlib
 import json
 import logging
 import math
-import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import huggingface_hub
 import open_clip
 import torch
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import text_global_pool
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from xmafast.blocks import Places, causal_mask, run_blocks
 from xmafast.errors import BackboneError, UsageError, unknown
+from xmafast.hub import HubTokenizer, first_line, reachable
 from xmafast.kernels import patches
 from xmafast.kernels.dispatch import use_triton
+from xmafast.towers import ClipTower, Tower, tower_of
 
 DEMO = Path(__file__).parent / "demo" / "backbone"
 PlacesOf = Callable[[int], Places]
@@ -44,6 +43,9 @@ class Shape:
     parameters: int
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     context_length: int = 77  # positions of the text encoder
+    prefix: int = 1  # tokens that stand before an image's patches: class token and registers
+    start: int = 1  # tokens that stand before a caption's words: the start of text, where the vocabulary has one
+    causal: bool = True  # each token of a caption sees those before it alone; else every caption is padded to the context length
 
 
 class Backbone(nn.Module):
@@ -75,6 +77,11 @@ class Backbone(nn.Module):
         """open_clip's text encoder. Not an attribute: a module known by two names is not put back by ``functional_call``."""
         return self.clip.text if hasattr(self.clip, "text") else self.clip
 
+    @property
+    def tower(self) -> Tower:
+        """The image encoder's parts; made anew for the same reason."""
+        return tower_of(self.clip.visual)
+
     def train(self, mode: bool = True) -> Backbone:
         """A frozen backbone stays in eval mode, whatever the model around it does."""
         return super().train(False)
@@ -88,19 +95,19 @@ class Backbone(nn.Module):
 
         Without ``places`` equal to open_clip's ``encode_image`` to the bit.
         """
-        return self._encode_tokens(self.clip.visual._embeds(images), places)
+        return self._encode_tokens(self.tower.embed(images), places)
 
     def encode_frames(self, frames: Tensor, places: PlacesOf | None = None, *, impl: str = "auto") -> Tensor:
         """Frames uint8 (B, H, W, 3) of any size -> un-normalised embeddings (B, D).
 
-        Where the kernel runs, and the frames have the backbone's size, bytes become the first convolution's patches in one
-        pass, and the convolution a product; else it is ``encode_image`` of ``normalise``.
+        Where the kernel runs, the tower is open_clip's own and the frames have the backbone's size, bytes become the first
+        convolution's patches in one pass, and the convolution a product; else it is ``encode_image`` of ``normalise``.
         """
         return self._encode_tokens(self._embed(frames, impl), places)
 
     def encode_prefix(self, frames: Tensor, block: int, *, impl: str = "auto") -> Tensor:
         """Frames uint8 (B, H, W, 3) -> the tokens (B, T, W) that enter vision block ``block``, counted from 0."""
-        return run_blocks(self.clip.visual.transformer.resblocks[:block], self._embed(frames, impl), None, None)
+        return self.tower.run(self._embed(frames, impl), None, last=block)
 
     def encode_suffix(self, tokens: Tensor, block: int, places: PlacesOf | None = None) -> Tensor:
         """Tokens (B, T, W) that enter vision block ``block`` -> un-normalised embeddings (B, D).
@@ -111,42 +118,37 @@ class Backbone(nn.Module):
 
     def feature_shape(self, level: str) -> tuple[int, ...]:
         """Of an image's ``tokens`` at a block, (T, W), or its ``embeddings``, (D,)."""
-        return (self.shape.embed_dim,) if level == "embeddings" else tuple(self.clip.visual.positional_embedding.shape)
+        return (self.shape.embed_dim,) if level == "embeddings" else (self.tower.tokens, self.shape.vision_width)
 
     def _embed(self, frames: Tensor, impl: str) -> Tensor:
         """Frames uint8 (B, H, W, 3) -> the tokens that enter the first block."""
-        visual = self.clip.visual
-        if frames.shape[1:3] != (self.image_size, self.image_size) or not use_triton(impl, frames):
-            return visual._embeds(self.normalise(frames))
-        kind, weight = frames.device.type, visual.conv1.weight
+        tower, size = self.tower, (self.image_size, self.image_size)
+        if not isinstance(tower, ClipTower) or frames.shape[1:3] != size or not use_triton(impl, frames):
+            return tower.embed(self.normalise(frames))
+        kind, weight = frames.device.type, tower.visual.conv1.weight
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        x = patches(frames, visual.patch_size[0], self.mean, self.std, dtype=dtype, impl=impl)
-        x = nn.functional.linear(x, weight.flatten(1))
-        # from here on what open_clip's _embeds does after its convolution
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
-        return visual.ln_pre(visual.patch_dropout(x))
+        return tower.embed_patches(patches(frames, tower.visual.patch_size[0], self.mean, self.std, dtype=dtype, impl=impl))
 
     def _encode_tokens(self, x: Tensor, places: PlacesOf | None, first: int = 0) -> Tensor:
-        visual = self.clip.visual
-        x = run_blocks(visual.transformer.resblocks[first:], x, None, places and (lambda i: places(first + i)))
-        pooled, _ = visual._pool(x)
-        return pooled if visual.proj is None else pooled @ visual.proj
+        tower = self.tower
+        return tower.head(tower.run(x, places, first))
 
     def encode_text(self, tokens: Tensor, places: PlacesOf | None = None) -> Tensor:
-        """Token ids (B, W), W up to the context length -> un-normalised embeddings (B, D).
+        """Token ids (B, W) -> un-normalised embeddings (B, D). W is at most the context length; equal to it where the encoder is not
+        causal (``shape.causal``), as its words see the padding.
 
         Without ``places``, and with W the full context length, equal to open_clip's ``encode_text`` to the bit.
         """
         text, length = self.text, tokens.shape[1]
         if length > self.context_length:
             raise UsageError(f"{length} tokens do not fit the {self.context_length} of {self.name}; use fewer words.")
+        if length < self.context_length and not self.shape.causal:
+            raise UsageError(f"{self.name} reads captions padded to {self.context_length} tokens, not {length}; do not cut the padding.")
         dtype = text.transformer.get_cast_dtype()
         x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
         x = run_blocks(text.transformer.resblocks, x, causal_mask(text.attn_mask, length), places)
         x = text.ln_final(x)
-        pool = text.text_pool_type if hasattr(text, "text_pool_type") else text.pool_type
-        eos = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
+        pool, eos = _pooling(text)
         x = text_global_pool(x, tokens, pool, eos_token_id=eos)
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x)
@@ -159,9 +161,14 @@ class Backbone(nn.Module):
             x = nn.functional.interpolate(x, (self.image_size, self.image_size), mode="bicubic", antialias=True).clamp_(0, 1)
         return (x - self.mean) / self.std
 
-    def tokenize(self, texts: Sequence[str], words: int | None = None) -> Tensor:
-        """Captions -> token ids (N, words), cut to the context length; a longer caption keeps its end-of-text token."""
-        return self.tokenizer(list(texts), context_length=min(words or self.context_length, self.context_length))
+    def tokenize(self, texts: Sequence[str], words: int | None = None, *, inserted: int = 0) -> Tensor:
+        """Captions -> token ids (N, words), cut to the context length; a longer caption keeps its end-of-text token.
+
+        inserted: how many tokens a method adds, for which room is left. Where the text encoder is not causal, ids always fill the
+        context length. Raises BackboneError where the tokenizer's files have to be downloaded and cannot be.
+        """
+        room = self.context_length - inserted
+        return self.tokenizer(list(texts), context_length=min(words or room, room) if self.shape.causal else room)
 
     @property
     def text_positions(self) -> Tensor:
@@ -181,7 +188,8 @@ class Backbone(nn.Module):
 def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
     """A frozen dual encoder.
 
-    name: ``demo`` (the embedded one) or an open_clip model with its own ViT and text blocks, as ``ViT-B-32`` or ``ViT-B/32``.
+    name: ``demo`` (the embedded one) or an open_clip model whose image tower is a ViT, open_clip's own or timm's, and whose text
+        tower is open_clip's, as ``ViT-B-32``, ``ViT-B/32`` or ``ViT-B-16-SigLIP``.
     pretrained: an open_clip tag (downloaded once by open_clip), a local weights file, or ``none`` for random weights from a
         fixed seed. ``demo`` brings its own weights, whatever tag is named. A tag's activation (QuickGELU or GELU) is set
         from the tag; a file cannot say, so name the model: ``ViT-B-32-quickgelu`` for OpenAI's weights.
@@ -199,7 +207,7 @@ def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
 
     name = name.replace("/", "-")
     config = _config(name)
-    preprocess: dict[str, Any] = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    preprocess = _preprocess(name)
     if pretrained == "none" or Path(pretrained).is_file():
         clip = _load_file(_build(config), pretrained, name)
     else:
@@ -211,7 +219,7 @@ def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
             raise unknown(f"weights tag for {name}", pretrained, [*tags, "none"])
         preprocess |= {key: tag[key] for key in ("mean", "std") if tag.get(key)}
         clip = _download(name, pretrained, tag)
-    return Backbone(name, pretrained, clip, open_clip.get_tokenizer(name), preprocess)
+    return Backbone(name, pretrained, clip, _tokenizer(name, config, pretrained), preprocess)
 
 
 def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrained: str | None = None) -> Backbone:
@@ -222,7 +230,7 @@ def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrai
 
 
 def meta_backbone(name: str) -> Backbone:
-    """A backbone without weights and without memory, to count with. It has no tokenizer."""
+    """A backbone without weights and without memory, to count with. It has no tokenizer of its own."""
     if name == "demo":
         config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     else:
@@ -245,7 +253,10 @@ def _config(name: str) -> dict[str, Any]:
     if config is None:
         raise unknown("backbone", name, ["demo", *usable_backbones()])
     if reason := _why_not(config):
-        raise UsageError(f"Backbone {name!r} cannot be used: {reason}. Use a model with open_clip's own ViT and text blocks, as ViT-B-32.")
+        raise UsageError(
+            f"Backbone {name!r} cannot be used: {reason}. "
+            "Use a model with a ViT image tower and open_clip's own text tower, as ViT-B-32 or ViT-B-16-SigLIP."
+        )
     return config
 
 
@@ -254,21 +265,51 @@ def usable_backbones() -> list[str]:
     return [name for name in open_clip.list_models() if not _why_not(open_clip.get_model_config(name))]
 
 
+# what a timm image tower that is no plain ViT is, by how its name begins
+_OTHER_TOWERS = {
+    "convnext": "a ConvNeXt",
+    "swin": "a Swin Transformer",
+    "vitamin": "a ViTamin, half of it convolutions",
+    "fastvit": "a FastViT, most of it convolutions",
+    "vit_relpos": "a ViT with relative positions inside its attention",
+    "vit_base_mci": "a ViT whose patches come from a stack of convolutions",
+}
+
+
 def _why_not(config: dict[str, Any]) -> str | None:
     """Why a model of open_clip cannot be a backbone here; None where it can."""
     vision, text = config["vision_cfg"], config["text_cfg"]
+    tower = vision.get("timm_model_name")
     reason = None
-    if vision.get("timm_model_name"):
-        reason = f"its image tower is timm's {vision['timm_model_name']}"
-    elif not isinstance(vision.get("layers"), int):
+    if tower and not is_model_in_modules(tower, ("vision_transformer", "eva")):
+        kind = next((kind for start, kind in _OTHER_TOWERS.items() if tower.startswith(start)), "no plain ViT")
+        reason = f"its image tower is timm's {tower}, {kind}"
+    elif not tower and not isinstance(vision.get("layers"), int):
         reason = "its image tower is a ResNet"
     elif text.get("hf_model_name"):
-        reason = f"its text tower is {text['hf_model_name']}"
+        reason = f"its text tower is {text['hf_model_name']}, which is not open_clip's own"
     elif "multimodal_cfg" in config or vision.get("attentional_pool") or text.get("embed_cls"):
         reason = "it is a captioning model"
-    elif text.get("no_causal_mask") or text.get("hf_tokenizer_name"):
-        reason = "its text tower or tokenizer is not CLIP's"
     return reason
+
+
+def _preprocess(name: str) -> dict[str, Any]:
+    """Mean and standard deviation of the model's first tag, which all its tags share but for a few; OpenAI's where it has none."""
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    for tag in open_clip.list_pretrained_tags_by_model(name)[:1]:
+        found = open_clip.get_pretrained_cfg(name, tag)
+        preprocess |= {key: found[key] for key in preprocess if found.get(key)}
+    return preprocess
+
+
+def _tokenizer(name: str, config: dict[str, Any], pretrained: str) -> Callable[..., Tensor]:
+    """The model's tokenizer; one from the hub is loaded when it is needed, or comes with a local weights file."""
+    source = config["text_cfg"].get("hf_tokenizer_name")
+    if not source:
+        return open_clip.get_tokenizer(name)
+    folder = Path(pretrained).parent
+    beside = Path(pretrained).is_file() and (folder / "open_clip_config.json").is_file()
+    return HubTokenizer(name, source, folder if beside else None)
 
 
 def _class_of(config: dict[str, Any]) -> type[nn.Module]:
@@ -290,32 +331,18 @@ def _download(name: str, pretrained: str, tag: dict[str, Any]) -> nn.Module:
     """A model with the weights of an open_clip tag, from open_clip's own store or from the network."""
     logging.disable(logging.CRITICAL)  # a failure becomes one sentence, not the log of its retries
     try:
-        if tag.get("hf_hub") and not _reachable(tag["hf_hub"]):
+        if tag.get("hf_hub") and not reachable(tag["hf_hub"]):
             raise ConnectionError("the model hub cannot be reached")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
     except Exception as error:
         raise BackboneError(
-            f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded: {_first_line(error)}. "
+            f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded: {first_line(error)}. "
             "Give a local file with --pretrained FILE, or use --backbone demo, which needs no download."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _reachable(hub_id: str) -> bool:
-    """Whether a hub's weights are stored here or its host answers: its client would retry for most of a minute to find out."""
-    repository, _, name = hub_id.rpartition("/")
-    names = [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names):
-        return True
-    url = urlparse(huggingface_hub.constants.ENDPOINT)
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=10).close()
-    except OSError:
-        return False
-    return True
 
 
 def _load_file(clip: nn.Module, path: str, name: str) -> nn.Module:
@@ -324,28 +351,44 @@ def _load_file(clip: nn.Module, path: str, name: str) -> nn.Module:
     try:
         open_clip.load_checkpoint(clip, path)
     except Exception as error:
-        raise BackboneError(f"{path} does not hold the weights of {name}: {_first_line(error)}.") from error
+        raise BackboneError(f"{path} does not hold the weights of {name}: {first_line(error)}.") from error
     return clip
 
 
 def _shape_of(clip: Any) -> Shape:
-    text = clip.text if hasattr(clip, "text") else clip
-    vision_blocks, text_blocks = clip.visual.transformer, text.transformer
+    text, tower = clip.text if hasattr(clip, "text") else clip, tower_of(clip.visual)
     return Shape(
-        vision_width=vision_blocks.width,
-        vision_depth=len(vision_blocks.resblocks),
-        text_width=text_blocks.width,
-        text_depth=len(text_blocks.resblocks),
-        embed_dim=clip.visual.output_dim,
+        vision_width=tower.width,
+        vision_depth=len(tower.blocks),
+        text_width=text.transformer.width,
+        text_depth=len(text.transformer.resblocks),
+        embed_dim=_embed_dim(text),
         parameters=sum(p.numel() for p in clip.parameters()),
         tensors={name: tuple(p.shape) for name, p in clip.named_parameters()},
         context_length=int(text.context_length),
+        prefix=tower.prefix,
+        start=_start_tokens(text),
+        causal=text.attn_mask is not None,
     )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")[:200]
+def _pooling(text: Any) -> tuple[str, int]:
+    """How a text encoder pools, and its end-of-text token, whichever of open_clip's two classes holds it."""
+    pool = text.text_pool_type if hasattr(text, "text_pool_type") else text.pool_type
+    return pool, text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
+
+
+def _start_tokens(text: Any) -> int:
+    """0 where captions begin with their first word: SigLIP's, which pools the last position, and T5's, whose end of text is 1."""
+    pool, eos = _pooling(text)
+    return 0 if pool == "last" or (pool == "eos" and eos == 1) else 1
+
+
+def _embed_dim(text: Any) -> int:
+    projection = text.text_projection
+    if projection is None:
+        return int(text.transformer.width)
+    return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
 
 
 def backbone_input(name: str) -> int:

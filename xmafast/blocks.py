@@ -1,19 +1,22 @@
 """One transformer block of a frozen encoder, with the places where a method plugs in.
 
-A block's forward is written out here once per family of blocks, so that every method sees the same places and the
-frozen modules stay as their library made them. With no method attached each line is the library's own line: the
-features are equal to the bit.
+A block's forward is written out here once per family of blocks (open_clip's own, timm's, EVA's with the norm before and after), so
+that every method sees the same places and the frozen modules stay as their library made them. With no method attached each line is
+the library's own line: the features are equal to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+from timm.layers import apply_rot_embed_cat
+from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 Map = Callable[[Tensor], Tensor]
@@ -37,13 +40,14 @@ class Places:
     before:          tokens entering the block -> tokens
     qkv:             (LayerNormed tokens, their (B, T, 3D) query-key-value) -> query-key-value
     parallel_attention: (the residual stream that enters LayerNorm and attention, and the LayerNorm of it) -> what is added to the
-                     attention's output
+                     attention's output; where the norm stands after the attention, the second is the stream as well
     after_attention: the attention's output, before its residual add -> the same shape
     parallel_mlp:    the same for the MLP
     after_mlp:       the MLP's output, before its residual add -> the same shape
     after:           tokens leaving the block -> tokens
 
-    ``before`` may add tokens that ``after`` takes away again; in a causal encoder each token sees those before it.
+    ``before`` may add tokens, after those that stand before the patches or words (``Shape.prefix``, ``Shape.start``), that ``after``
+    takes away again; in a causal encoder each token sees those before it, and rotary positions do not turn them.
 
     after_attention and after_mlp may be a ``MapThenNorm``.
     """
@@ -65,74 +69,186 @@ def clip_block(
 ) -> tuple[Tensor, Tensor | None]:
     """One block of open_clip's own transformers: (B, T, D) -> (B, T, D).
 
-    h: ``ln_1(x)`` where the block before has it already. following: the LayerNorm that reads this block's output next; the
-    second result is what it gives, where a place came by it on the way.
+    mask: additive, (T, T). h: ``ln_1(x)`` where the block before has it already. following: the LayerNorm that reads this block's
+    output next; the second result is what it gives, where a place came by it on the way.
     """
     if places.before is not None:
         x, h = places.before(x), None
         if mask is not None and x.shape[1] != mask.shape[1]:
             mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
 
-    if h is None:
-        h = block.ln_1(x)
+    h = block.ln_1(x) if h is None else h
     if places.qkv is not None:
-        y = _attention_from_qkv(block, h, mask, places.qkv)
+        y = _clip_attention_from_qkv(block, h, mask, places.qkv)
     elif isinstance(block, CustomResidualAttentionBlock):
         y = block.ln_attn(block.attn(h, attn_mask=mask))
     else:
         y = block.attention(h, attn_mask=mask)
-    y = block.ls_1(y)
-    if places.parallel_attention is not None:
-        y = places.after_attention(y) if places.after_attention is not None else y
-        assert h is not None
-        x = x + (y + places.parallel_attention(x, h))
-        h = block.ln_2(x)
-    else:
-        x, h = _add(x, y, places.after_attention, block.ln_2)
+    x, h = _residual(x, h, block.ls_1(y), places.parallel_attention, places.after_attention, block.ln_2)
 
     y = block.ls_2(block.mlp(h))
-    if places.parallel_mlp is not None:
-        assert h is not None
-        y = places.after_mlp(y) if places.after_mlp is not None else y
-        x, h = x + (y + places.parallel_mlp(x, h)), None
-    else:
-        x, h = _add(x, y, places.after_mlp, following)
+    x, h = _residual(x, h, y, places.parallel_mlp, places.after_mlp, following)
 
     if places.after is not None:
         x, h = places.after(x), None
     return x, h
 
 
-def _add(x: Tensor, y: Tensor, place: Map | None, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """The residual add of a sublayer's output y, through its place, and the LayerNorm that reads it (None: not known)."""
-    if isinstance(place, MapThenNorm) and norm is not None:
-        return place.add_norm(y, x, norm)
-    x = x + (y if place is None else place(y))
-    return x, None if norm is None else norm(x)
+def timm_block(
+    block: Any, x: Tensor, rope: None, places: Places = EMPTY, h: Tensor | None = None, following: Any = None
+) -> tuple[Tensor, Tensor | None]:
+    """One block of timm's VisionTransformer; h and following as in ``clip_block``."""
+    if places.before is not None:
+        x, h = places.before(x), None
+
+    h = block.norm1(x) if h is None else h
+    y = block.attn(h) if places.qkv is None else _timm_attention_from_qkv(block.attn, h, None, places.qkv)
+    x, h = _residual(x, h, block.drop_path1(block.ls1(y)), places.parallel_attention, places.after_attention, block.norm2)
+
+    y = block.drop_path2(block.ls2(block.mlp(h)))
+    x, h = _residual(x, h, y, places.parallel_mlp, places.after_mlp, following)
+
+    if places.after is not None:
+        x, h = places.after(x), None
+    return x, h
 
 
-def _attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The attention of a plain block, with its fused projection open to a method."""
-    if not isinstance(block, ResidualAttentionBlock):
-        raise TypeError(f"the place 'qkv' is not available in a {type(block).__name__}")
-    attn = block.attn
-    b, t, d = h.shape
-    qkv = change(h, F.linear(h, attn.in_proj_weight, attn.in_proj_bias))
-    q, k, v = (part.reshape(b, t, attn.num_heads, d // attn.num_heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
-    return attn.out_proj(y.transpose(1, 2).reshape(b, t, d))
+def eva_block(
+    block: Any, x: Tensor, rope: Tensor | None, places: Places = EMPTY, h: Tensor | None = None, following: Any = None
+) -> tuple[Tensor, Tensor | None]:
+    """One block of timm's Eva (EVA-02, PE-Core). rope: the patches' rotary positions (P, 2 d); h and following as in ``clip_block``."""
+    if places.before is not None:
+        tokens = x.shape[1]
+        x, h = places.before(x), None
+        rope = _unturned(rope, x.shape[1] - tokens)
+
+    h = block.norm1(x) if h is None else h
+    y = block.attn(h, rope=rope) if places.qkv is None else _timm_attention_from_qkv(block.attn, h, rope, places.qkv)
+    y = y if block.gamma_1 is None else block.gamma_1 * y
+    x, h = _residual(x, h, block.drop_path1(y), places.parallel_attention, places.after_attention, block.norm2)
+
+    y = block.mlp(h)
+    y = y if block.gamma_2 is None else block.gamma_2 * y
+    x, h = _residual(x, h, block.drop_path2(y), places.parallel_mlp, places.after_mlp, following)
+
+    if places.after is not None:
+        x, h = places.after(x), None
+    return x, h
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, mask: Tensor | None, places: Callable[[int], Places] | None) -> Tensor:
-    """All blocks of one encoder; ``places(i)`` is what the method puts into block i."""
+def eva_post_norm_block(
+    block: Any, x: Tensor, rope: Tensor | None, places: Places = EMPTY, h: None = None, following: None = None
+) -> tuple[Tensor, None]:
+    """One block of timm's Eva with its norms after attention and MLP (EVA-02-E): the places lie after those norms."""
+    if places.before is not None:
+        tokens = x.shape[1]
+        x = places.before(x)
+        rope = _unturned(rope, x.shape[1] - tokens)
+
+    y = block.attn(x, rope=rope) if places.qkv is None else _timm_attention_from_qkv(block.attn, x, rope, places.qkv)
+    x, _ = _residual(x, x, block.drop_path1(block.norm1(y)), places.parallel_attention, places.after_attention, None)
+
+    y = block.drop_path2(block.norm2(block.mlp(x)))
+    x, _ = _residual(x, x, y, places.parallel_mlp, places.after_mlp, None)
+
+    return x if places.after is None else places.after(x), None
+
+
+# a block's type -> its forward, and the name of the LayerNorm that reads its input first
+FAMILIES: dict[type[nn.Module], tuple[Callable[..., tuple[Tensor, Tensor | None]], str | None]] = {
+    ResidualAttentionBlock: (clip_block, "ln_1"),
+    CustomResidualAttentionBlock: (clip_block, "ln_1"),
+    Block: (timm_block, "norm1"),
+    EvaBlock: (eva_block, "norm1"),
+    EvaBlockPostNorm: (eva_post_norm_block, None),
+}
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attends: Tensor | None, places: Callable[[int], Places] | None) -> Tensor:
+    """Blocks of one encoder, one after the other; ``places(i)`` is what the method puts into block i.
+
+    attends: what their attention takes beside the tokens, an additive mask (T, T) or rotary positions.
+    """
+    blocks = list(blocks)
     at = [EMPTY if places is None else places(i) for i in range(len(blocks))]
-    following = [block.ln_1 if isinstance(p.after_mlp, MapThenNorm) else None for block, p in zip(blocks[1:], at, strict=False)]
+    following = [_first_norm(block) if isinstance(p.after_mlp, MapThenNorm) else None for block, p in zip(blocks[1:], at, strict=False)]
     h = None
     for block, place, norm in zip(blocks, at, [*following, None], strict=True):
-        x, h = clip_block(block, x, mask, place, h, norm)
+        forward, _ = FAMILIES[type(block)]
+        x, h = forward(block, x, attends, place, h, norm)
     return x
 
 
 def causal_mask(mask: Tensor | None, length: int) -> Tensor | None:
     """The part of an additive (T, T) mask that ``length`` tokens need."""
     return None if mask is None else mask[:length, :length]
+
+
+def _first_norm(block: nn.Module) -> Any:
+    _, name = FAMILIES[type(block)]
+    return None if name is None else getattr(block, name)
+
+
+def _residual(x: Tensor, h: Any, y: Tensor, parallel: Any, after: Map | None, norm: Any) -> tuple[Tensor, Any]:
+    """The residual add of a sublayer's output y, which it made of h, through its places; and ``norm`` of the sum (None: not known)."""
+    if parallel is None and isinstance(after, MapThenNorm) and isinstance(norm, nn.LayerNorm):
+        return after.add_norm(y, x, norm)
+    y = y if after is None else after(y)
+    x = x + (y if parallel is None else y + parallel(x, h))
+    return x, None if norm is None else norm(x)
+
+
+def _heads(parts: Sequence[Tensor], width: int) -> list[Tensor]:
+    """(B, T, heads * width) each -> (B, heads, T, width)."""
+    return [part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts]
+
+
+def _clip_attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The attention of open_clip's blocks, with its projection open to a method."""
+    attn, custom = block.attn, isinstance(block, CustomResidualAttentionBlock)
+    if custom and attn.logit_scale is not None:
+        raise TypeError("the place 'qkv' is not available where attention is a scaled cosine")
+    qkv = change(h, F.linear(h, attn.in_proj_weight, attn.in_proj_bias))
+    q, k, v = _heads(qkv.chunk(3, dim=-1), attn.head_dim)
+    if custom:
+        q, k = attn.ln_q(q), attn.ln_k(k)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+    if not custom:
+        return attn.out_proj(y.transpose(1, 2).flatten(2))
+    y = y if attn.head_scale is None else y * attn.head_scale
+    return block.ln_attn(attn.out_proj(attn.ln_inner(y.transpose(1, 2).flatten(2))))
+
+
+def _timm_attention_from_qkv(attn: Any, h: Tensor, rope: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The attention of timm's blocks, with its projection, fused or split in three, open to a method."""
+    if attn.qkv is None:
+        parts = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
+    elif getattr(attn, "q_bias", None) is not None:
+        parts = F.linear(h, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1)
+    else:
+        parts = attn.qkv(h).chunk(3, dim=-1)
+    qkv = change(h, torch.cat(parts, dim=-1))
+    q, k, v = _heads(qkv.split([part.shape[-1] for part in parts], dim=-1), attn.head_dim)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if rope is not None:
+        q, k = (_turned(part, rope, attn).type_as(v) for part in (q, k))
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    y = attn.norm(y)
+    gate = getattr(attn, "gate", None)
+    y = y if gate is None else y * gate(h).sigmoid()
+    return attn.proj_drop(attn.proj(y))
+
+
+def _turned(x: Tensor, rope: Tensor, attn: Any) -> Tensor:
+    """Queries or keys (B, heads, T, d), turned by their rotary positions but for the tokens before the patches."""
+    half = {"half": True} if getattr(attn, "rotate_half", False) else {}
+    prefix = attn.num_prefix_tokens
+    return torch.cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], rope, **half)], dim=2)
+
+
+def _unturned(rope: Tensor | None, tokens: int) -> Tensor | None:
+    """Rotary positions (P, 2 d), sines and cosines, with as many in front that turn nothing."""
+    if rope is None or not tokens:
+        return rope
+    sine, cosine = rope.new_zeros(tokens, rope.shape[-1] // 2), rope.new_ones(tokens, rope.shape[-1] // 2)
+    return torch.cat([torch.cat([sine, cosine], dim=-1), rope])

@@ -11,6 +11,7 @@ text encoder's first blocks and positions, where their width is the embedding's,
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -56,7 +57,8 @@ class SeqTransf(nn.Module):
             self.positions.copy_(text.positional_embedding)
             for own, block in zip(cast("list[Any]", self.blocks), text.transformer.resblocks, strict=False):
                 own.load_state_dict(block.state_dict())
-                own.mlp.gelu = type(block.mlp.gelu)()
+                own.mlp.gelu = copy.deepcopy(block.mlp.gelu)
+                own.ln_1.eps, own.ln_2.eps = block.ln_1.eps, block.ln_2.eps
 
     def forward(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         """mask (B, F) bool: frames of padding are no keys."""

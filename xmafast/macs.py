@@ -16,6 +16,7 @@ FRAMES, WORDS = 12, 32
 def count_macs(clip: Backbone, method: str | None = None, header: str | None = None, **options: Any) -> dict[str, int]:
     """Of one video of 12 frames and of one caption of 32 words: ``{"video": ..., "text": ...}``. clip: a ``meta_backbone``.
 
+    A text encoder that is not causal reads its whole context length instead.
     Counted are matrix products, convolutions and attention of a forward pass, as torch counts them; not norms, activations and other
     elementwise work. Raises UsageError for an unknown name or option.
     """

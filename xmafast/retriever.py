@@ -32,7 +32,9 @@ class Retriever(nn.Module):
     method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
         model alone. header: ``mean``, ``text-conditioned`` or ``seqTransf`` (``xmafast.headers``); None takes the method's own,
         ``text-conditioned`` without one.
-    words: the most tokens of a caption, the published recipes' 32. temperature: the header's, on un-normalised embeddings.
+    words: the most tokens of a caption, the published recipes' 32; the attribute is the context length where that is shorter, and
+        where the text encoder is not causal (SigLIP), as it reads every caption padded to that length.
+    temperature: the header's, on un-normalised embeddings.
     impl: which kernels run, ``auto``, ``eager`` or ``triton`` (``xmafast.kernels``); an attribute, free to change.
 
     Raises UsageError for an unknown method, option, header or impl.
@@ -51,7 +53,7 @@ class Retriever(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.words = min(words, backbone.context_length)
+        self.words = min(words, backbone.context_length) if backbone.shape.causal else backbone.context_length
         if method in METHODS and "words" in METHODS[method].known_options():
             options = {**options, "words": self.words}  # the positions that it makes are those of the captions
         self.method: Method | None = None if method is None else build_method(method, backbone.shape, **options)
@@ -110,16 +112,15 @@ class Retriever(nn.Module):
     def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
         """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
         method = self.method if self.enabled else None
-        room = self.backbone.context_length - (method.inserted if method else 0)
-        tokens = (
-            texts
-            if isinstance(texts, Tensor)
-            else self.backbone.tokenize([texts] if isinstance(texts, str) else texts, min(self.words, room))
-        )
+        inserted = method.inserted if method else 0
+        if not isinstance(texts, Tensor):
+            texts = self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words, inserted=inserted)
+        tokens = texts
         if method is None:
             return self.backbone.encode_text(tokens.to(self.device))
-        if method.inserted:
-            tokens = torch.cat([tokens[:, :1].expand(-1, 1 + method.inserted), tokens[:, 1:]], dim=1)
+        if inserted:  # of no word, and below every end of text, so that pooling finds the caption's own
+            start = self.backbone.shape.start
+            tokens = torch.cat([tokens[:, :start], tokens.new_zeros(len(tokens), inserted), tokens[:, start:]], dim=1)
         context = Context(impl=self.impl, positions=self.backbone.text_positions)
         return self._backbone("encode_text", tokens.to(self.device), lambda block: method.text_places(block, context))
 

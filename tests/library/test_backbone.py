@@ -112,7 +112,7 @@ def test_a_file_that_holds_other_weights_is_refused(tmp_path):
 def test_names_that_cannot_be_used_are_refused_in_one_sentence():
     for name, reason in (
         ("RN50", "ResNet"),
-        ("ViT-B-16-SigLIP", "timm"),
+        ("convnext_base", "a ConvNeXt"),
         ("coca_ViT-B-32", "captioning"),
         ("roberta-ViT-B-32", "text tower"),
     ):
@@ -134,7 +134,7 @@ def test_openais_weights_bring_their_activation(monkeypatch):
         raise RuntimeError("offline")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    monkeypatch.setattr("xmafast.backbone._reachable", lambda hub: True)
+    monkeypatch.setattr("xmafast.backbone.reachable", lambda hub: True)
     with pytest.raises(BackboneError, match="could not be downloaded: offline"):
         load_backbone("ViT-B/32")
     assert seen["force_quick_gelu"] is True

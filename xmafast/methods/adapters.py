@@ -4,7 +4,8 @@ adapter:     plain adapters after attention and MLP: the Cross-Modal Adapter wit
 adaptformer: s W_u relu(W_d x): of the residual stream before the MLP, added to the MLP's output ("parallel", arXiv 2205.13535), or
              of the MLP's output itself ("sequential")
 convpass:    s W_u g(C(g(W_d h))) beside attention and MLP, on their LayerNormed input h, with a 3 x 3 convolution C over the
-             patches as an image and over the class token as an image of one pixel, g = quick_gelu (Jie and Deng, arXiv 2207.07039)
+             patches as an image and over each token before them, as the class token, as an image of one pixel, g = quick_gelu
+             (Jie and Deng, arXiv 2207.07039)
 st-adapter:  x + W_u C(W_d x) of the patches at the beginning of each block, with a depth-wise convolution C over three frames
              (Pan et al., arXiv 2206.13559)
 
@@ -132,10 +133,11 @@ class AdaptFormer(BothEncoders):
 
 
 class ConvSite(nn.Module):
-    """W_u g(C(g(W_d LN(x)))) over the tokens of images (B, 1 + P, D)."""
+    """W_u g(C(g(W_d LN(x)))) over the tokens of images (B, prefix + P, D)."""
 
-    def __init__(self, width: int, bottleneck: int, depthwise: bool, norm: bool) -> None:
+    def __init__(self, width: int, bottleneck: int, depthwise: bool, norm: bool, prefix: int) -> None:
         super().__init__()
+        self.prefix = prefix
         self.norm: nn.LayerNorm | None = nn.LayerNorm(width) if norm else None
         self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
         self.conv = nn.Conv2d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck if depthwise else 1)
@@ -148,10 +150,12 @@ class ConvSite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         d = quick_gelu(self.down(x if self.norm is None else self.norm(x)))
         b, tokens, r = d.shape
-        side = math.isqrt(tokens - 1)
-        patches = self.conv(d[:, 1:].transpose(1, 2).reshape(b, r, side, side)).flatten(2).transpose(1, 2)
-        cls = self.conv(d[:, 0, :, None, None]).flatten(2).transpose(1, 2)
-        return self.up(quick_gelu(torch.cat([cls, patches], dim=1)))
+        side = math.isqrt(tokens - self.prefix)
+        c = self.conv(d[:, self.prefix :].transpose(1, 2).reshape(b, r, side, side)).flatten(2).transpose(1, 2)
+        if self.prefix:
+            alone = self.conv(d[:, : self.prefix].reshape(-1, r, 1, 1)).view(b, self.prefix, r)
+            c = torch.cat([alone, c], dim=1)
+        return self.up(quick_gelu(c))
 
 
 class Convpass(BothEncoders):
@@ -177,7 +181,7 @@ class Convpass(BothEncoders):
     ) -> None:
         _check(bottleneck)
         vision = nn.ModuleList(
-            nn.ModuleDict({site: ConvSite(shape.vision_width, bottleneck, depthwise, norm) for site in ("attention", "mlp")})
+            nn.ModuleDict({site: ConvSite(shape.vision_width, bottleneck, depthwise, norm, shape.prefix) for site in ("attention", "mlp")})
             for _ in range(shape.vision_depth)
         )
         super().__init__(shape, vision, text_bottleneck, scale, norm, train_biases)
@@ -218,7 +222,7 @@ class TemporalSite(nn.Module):
 
 
 class STAdapter(BothEncoders):
-    """bottleneck: channels of the vision adapters; text_bottleneck and norm: of the text's. The class token is not adapted."""
+    """bottleneck: channels of the vision adapters; text_bottleneck and norm: of the text's. Tokens before the patches are not adapted."""
 
     name = "st-adapter"
     adapts = "before each block, over neighbouring frames (vision); after the MLP (text)"
@@ -237,7 +241,7 @@ class STAdapter(BothEncoders):
         _check(bottleneck)
         vision = nn.ModuleList(TemporalSite(shape.vision_width, bottleneck) for _ in range(shape.vision_depth))
         super().__init__(shape, vision, text_bottleneck, scale, norm, train_biases)
-        self.bottleneck, self.text_bottleneck = bottleneck, text_bottleneck
+        self.bottleneck, self.text_bottleneck, self.prefix = bottleneck, text_bottleneck, shape.prefix
 
     def options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("bottleneck", "text_bottleneck", "scale", "norm", "train_biases")}
@@ -246,7 +250,7 @@ class STAdapter(BothEncoders):
         own: Any = self.vision[block]
 
         def before(x: Tensor) -> Tensor:
-            patches = x[:, 1:]
-            return torch.cat([x[:, :1], patches + own(patches, context.frames, context.mask).to(x.dtype)], dim=1)
+            patches = x[:, self.prefix :]
+            return torch.cat([x[:, : self.prefix], patches + own(patches, context.frames, context.mask).to(x.dtype)], dim=1)
 
         return Places(before=before)

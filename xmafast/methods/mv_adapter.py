@@ -13,7 +13,12 @@ Video (temporal adaptation with calibration). d = quick_gelu(f Wd' + bd), for th
 
 TRM is one pre-LayerNorm transformer block of 2 heads and a hidden width of 4 d'. Padded frames are no keys, and their u is zero.
 
-Text: A(f) = quick_gelu(TRM(LN(f Wd' + bd + pos))) Wu' + bu, with a causal mask.
+Text: A(f) = quick_gelu(TRM(LN(f Wd' + bd + pos))) Wu' + bu, with a causal mask where the encoder has one.
+
+Our extensions to other image towers than CLIP's. Without a class token (SigLIP) the mean patch p_i stands in for cls_i in the
+sequence, and the calibrated result is added to every patch of the frame: A(f) = d Wu' + bu + (alpha_i * cls'_i) Wu'. With registers
+the first of the tokens before the patches is the class token, and the others go the way of the patches, without entering p_i. A text
+encoder that is not causal reads every caption at its context length, and ``words`` is that length.
 
 Cross Modality Tying, in the last ``tied`` pairs of blocks: a vector f_C shared by both encoders, projected for each to
 beta = M f_C + b, scales the input channels of its Wd ("down-in"), or its output channels ("down-out"), or those of Wu ("up-in",
@@ -31,6 +36,8 @@ blocks tied that is 3,401,728 parameters; the paper counts the 171,008 CLIP bias
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,38 +145,48 @@ class Branch(nn.Module):
 
 
 class VideoBranch(Branch):
-    def __init__(self, width: int, bottleneck: int, heads: int, frames: int, tie: int | None, tying: str, norm: bool, span: int) -> None:
+    def __init__(
+        self, width: int, bottleneck: int, heads: int, frames: int, tie: int | None, tying: str, norm: bool, span: int, prefix: int
+    ) -> None:
         super().__init__(width, bottleneck, heads, 2 * frames + 1, tie, tying, norm, span)
+        self.prefix = prefix
         if self.down_weight is not None:
             nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
         self.cc = nn.Parameter(torch.randn(bottleneck) * bottleneck**-0.5)
         self.calibration = Calibration(bottleneck)
 
     def forward(self, y: Tensor, frames: int, mask: Tensor | None, factor: Tensor | None) -> Tensor:
-        """y (B F, 1 + P, D) -> what is added to it."""
+        """y (B F, prefix + P, D) -> what is added to it."""
         d = quick_gelu(self.down(y, factor))
         real = torch.ones(len(y) // frames, frames, dtype=torch.bool, device=y.device) if mask is None else mask
-        cls, patches = (part.view(len(real), frames, -1) for part in (d[:, 0], d[:, 1:].mean(1)))
+        mean = d[:, self.prefix :].mean(1)
+        cls, patches = (part.view(len(real), frames, -1) for part in (d[:, 0] if self.prefix else mean, mean))
         sequence = torch.cat([self.cc.to(d.dtype).expand(len(real), 1, -1), cls, patches], dim=1)
         sequence = self.norm_pre(sequence + self.positions[: sequence.shape[1]])
         keys = torch.cat([torch.ones_like(real[:, :1]), real, real], dim=1)
         z = quick_gelu(self.transformer(sequence, keys[:, None, None]))
         cc, cls, patches = z[:, 0], z[:, 1 : frames + 1], z[:, frames + 1 :]
         alpha = self.calibration(cc, cls + patches, real)
-        cls = F.linear(alpha * cls, self.scaled(self.up_weight, "up", factor), self.up_bias)
-        return torch.cat([cls.reshape(len(y), 1, -1), F.linear(d[:, 1:], self.up_weight, self.up_bias)], dim=1)
+        cls = F.linear(alpha * cls, self.scaled(self.up_weight, "up", factor), self.up_bias if self.prefix else None)
+        cls = cls.reshape(len(y), 1, -1)
+        if not self.prefix:
+            return F.linear(d, self.up_weight, self.up_bias) + cls
+        return torch.cat([cls, F.linear(d[:, 1:], self.up_weight, self.up_bias)], dim=1)
 
 
 class TextBranch(Branch):
-    def __init__(self, width: int, bottleneck: int, heads: int, words: int, tie: int | None, tying: str, norm: bool, span: int) -> None:
+    def __init__(
+        self, width: int, bottleneck: int, heads: int, words: int, tie: int | None, tying: str, norm: bool, span: int, causal: bool
+    ) -> None:
         super().__init__(width, bottleneck, heads, words, tie, tying, norm, span)
+        self.causal = causal
         if self.down_weight is not None:
             nn.init.normal_(self.down_weight, std=(2 * width) ** -0.5)
 
     def forward(self, y: Tensor, factor: Tensor | None) -> Tensor:
         """y (B, W, D) -> what is added to it."""
         d = self.norm_pre(self.down(y, factor) + self.positions[: y.shape[1]])
-        z = quick_gelu(self.transformer(d, causal=True))
+        z = quick_gelu(self.transformer(d, causal=self.causal))
         return F.linear(z, self.scaled(self.up_weight, "up", factor), self.up_bias)
 
 
@@ -206,6 +223,7 @@ class MVAdapter(Method):
         train_biases: bool = False,
     ) -> None:
         super().__init__()
+        words = words if shape.causal else shape.context_length
         pairs = pair_blocks(shape.vision_depth, shape.text_depth)
         if tying not in TYINGS:
             raise unknown("tying", tying, TYINGS)
@@ -225,14 +243,14 @@ class MVAdapter(Method):
         self._vision_tie = {v: i for i, (v, _) in enumerate(last)}
         self._text_tie = {t: i for i, (_, t) in enumerate(last)}
 
-        def branches(kind: type[VideoBranch] | type[TextBranch], width: int, depth: int, most: int, ties: dict[int, int]) -> nn.ModuleList:
+        def branches(kind: Callable[..., Branch], width: int, depth: int, most: int, ties: dict[int, int]) -> nn.ModuleList:
             return nn.ModuleList(
                 kind(width, bottleneck, heads, most, length if block in ties else None, tying, norm, width // span)
                 for block in range(depth)
             )
 
-        self.vision = branches(VideoBranch, shape.vision_width, shape.vision_depth, frames, self._vision_tie)
-        self.text = branches(TextBranch, shape.text_width, shape.text_depth, words, self._text_tie)
+        self.vision = branches(partial(VideoBranch, prefix=shape.prefix), shape.vision_width, shape.vision_depth, frames, self._vision_tie)
+        self.text = branches(partial(TextBranch, causal=shape.causal), shape.text_width, shape.text_depth, words, self._text_tie)
         self.train_biases = train_biases
         if train_biases:
             self.tuned = Tuned(shape.tensors, biases(shape.tensors))

@@ -3,10 +3,11 @@
 vpt:        vision, deep (Jia et al., arXiv 2203.12119)
 vl-prompt:  vision and text, deep, independent of each other (as the Cross-Modal Adapter's tables have it)
 maple:      text, deep; the vision prompts are linear maps of the text's (Khattak et al., arXiv 2210.03117)
-coop:       text, before the first block alone: context words after the start of text (Zhou et al., arXiv 2109.01134)
+coop:       text, before the first block alone: context words after the start of text, before the caption (Zhou et al., arXiv 2109.01134)
 
-Deep prompts stand after the class token or the start of text, enter a block and are dropped after it, so that each block has its
-own. In the causal text encoder every word sees them. Where the encoders differ in depth, vision blocks without a text partner
+Deep prompts stand after the tokens that come before the patches (class token and registers, where there are any) or after the start
+of text (where the vocabulary has one), enter a block and are dropped after it, so that each block has its own. In a causal text
+encoder every word sees them. Rotary positions do not turn them. Where the encoders differ in depth, vision blocks without a text partner
 have prompts of their own under maple. All start at N(0, 0.02).
 """
 
@@ -25,15 +26,15 @@ from xmafast.methods.base import Context, Method, pair_blocks
 STD = 0.02
 
 
-def deep(prompts: Tensor) -> Places:
-    """The place of one block's prompts (n, D)."""
+def deep(prompts: Tensor, first: int) -> Places:
+    """The place of one block's prompts (n, D), behind the ``first`` tokens."""
     n = len(prompts)
 
     def before(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], prompts.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        return torch.cat([x[:, :first], prompts.to(x.dtype).expand(len(x), -1, -1), x[:, first:]], dim=1)
 
     def after(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :1], x[:, 1 + n :]], dim=1)
+        return torch.cat([x[:, :first], x[:, first + n :]], dim=1)
 
     return Places(before=before, after=after)
 
@@ -50,11 +51,11 @@ class Prompts(Method):
     default_header = "text-conditioned"
     default_lr = 1e-3
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, shape: Shape, tokens: int) -> None:
         super().__init__()
         if tokens < 1:
             raise UsageError(f"tokens must be at least 1, not {tokens}.")
-        self.tokens = tokens
+        self.tokens, self.prefix, self.start = tokens, shape.prefix, shape.start
 
     def options(self) -> dict[str, Any]:
         return {"tokens": self.tokens}
@@ -75,11 +76,11 @@ class VPT(Prompts):
     licence = "CC-BY-NC-4.0"
 
     def __init__(self, shape: Shape, tokens: int = 5) -> None:
-        super().__init__(tokens)
+        super().__init__(shape, tokens)
         self.vision = _start(shape.vision_depth, tokens, shape.vision_width)
 
     def vision_places(self, block: int, context: Context) -> Places:
-        return deep(self.vision[block])
+        return deep(self.vision[block], self.prefix)
 
 
 class VLPrompt(VPT):
@@ -95,7 +96,7 @@ class VLPrompt(VPT):
         self.text = _start(shape.text_depth, tokens, shape.text_width)
 
     def text_places(self, block: int, context: Context) -> Places:
-        return deep(self.text[block])
+        return deep(self.text[block], self.start)
 
 
 class MaPLe(Prompts):
@@ -106,7 +107,7 @@ class MaPLe(Prompts):
     paper = "MaPLe, Khattak et al., CVPR 2023, arXiv 2210.03117"
 
     def __init__(self, shape: Shape, tokens: int = 5) -> None:
-        super().__init__(tokens)
+        super().__init__(shape, tokens)
         pairs = pair_blocks(shape.vision_depth, shape.text_depth)
         self._partner = {v: (i, t) for i, (v, t) in enumerate(pairs)}
         self._alone = {v: i for i, v in enumerate(v for v in range(shape.vision_depth) if v not in self._partner)}
@@ -117,12 +118,12 @@ class MaPLe(Prompts):
     def vision_places(self, block: int, context: Context) -> Places:
         if block in self._partner:
             pair, text = self._partner[block]
-            return deep(self.coupling[pair](self.text[text]))
+            return deep(self.coupling[pair](self.text[text]), self.prefix)
         assert self.vision is not None
-        return deep(self.vision[self._alone[block]])
+        return deep(self.vision[self._alone[block]], self.prefix)
 
     def text_places(self, block: int, context: Context) -> Places:
-        return deep(self.text[block])
+        return deep(self.text[block], self.start)
 
 
 class CoOp(Prompts):
@@ -133,7 +134,7 @@ class CoOp(Prompts):
     paper = "CoOp, Zhou et al., IJCV 2022, arXiv 2109.01134"
 
     def __init__(self, shape: Shape, tokens: int = 4) -> None:
-        super().__init__(tokens)
+        super().__init__(shape, tokens)
         self.inserted = tokens
         self.text = _start(tokens, shape.text_width)
 
@@ -141,9 +142,10 @@ class CoOp(Prompts):
         if block:
             return EMPTY
         assert context.positions is not None
-        words = self.text + context.positions[1 : 1 + self.tokens]
+        first, last = self.start, self.start + self.tokens
+        words = self.text + context.positions[first:last]
 
         def before(x: Tensor) -> Tensor:
-            return torch.cat([x[:, :1], words.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + self.tokens :]], dim=1)
+            return torch.cat([x[:, :first], words.to(x.dtype).expand(len(x), -1, -1), x[:, last:]], dim=1)
 
         return Places(before=before)

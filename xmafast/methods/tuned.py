@@ -37,5 +37,5 @@ class Tuned(nn.Module):
 
 
 def biases(tensors: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The names of all biases: what MV-Adapter's authors trained beside the adapters."""
-    return [name for name in tensors if name.endswith("bias")]
+    """The names of all biases: what MV-Adapter's authors trained beside the adapters. SigLIP's ``logit_bias`` moves no rank."""
+    return [name for name in tensors if name.endswith("bias") and name != "logit_bias"]

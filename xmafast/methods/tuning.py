@@ -4,7 +4,8 @@ full:        every block, the last LayerNorms, both projections and the logit sc
              first LayerNorm stay frozen, as CLIP4Clip freezes them (arXiv 2104.08860, freeze_layer_num 0). ``freeze`` freezes the first
              blocks of both encoders as well.
 partial:     the last block of each encoder.
-projection:  the projections into the common space: a linear probe.
+projection:  the projections into the common space: a linear probe. An image tower that has none (SigLIP) ends in an attention pooling,
+             and the last linear layer of that is trained.
 bias:        every bias (BitFit, arXiv 2106.10199).
 
 Each starts as the frozen model, exactly.
@@ -22,15 +23,20 @@ from xmafast.errors import UsageError
 from xmafast.methods.base import Context, Method
 from xmafast.methods.tuned import Tuned, biases
 
-_BLOCK = re.compile(r"^(visual\.|text\.)?transformer\.resblocks\.(\d+)\.")
-_FROZEN = re.compile(r"(^|\.)(conv1|class_embedding|positional_embedding|token_embedding|ln_pre|logit_bias)(\.|$)")
-_PROJECTION = re.compile(r"^(visual\.proj|(text\.)?text_projection)(\.|$)")
+_BLOCK = re.compile(r"^(?:(visual\.|text\.)?transformer\.resblocks|(visual\.)trunk\.blocks)\.(\d+)\.")
+_FROZEN = re.compile(
+    r"(^|\.)(conv1|class_embedding|positional_embedding|token_embedding|ln_pre|logit_bias"  # open_clip's names
+    r"|patch_embed|cls_token|reg_token|pos_embed|norm_pre)(\.|$)"  # timm's
+)
+_IMAGE_PROJECTION = re.compile(r"^visual\.(proj|head|trunk\.head)(\.|$)")
+_POOLING_END = re.compile(r"^visual\.trunk\.attn_pool\.mlp\.fc2\.")
+_TEXT_PROJECTION = re.compile(r"^(text\.)?text_projection(\.|$)")
 
 
 def block_of(name: str) -> tuple[bool, int] | None:
     """(is it the vision encoder's, its block) of a backbone tensor's name; None outside the blocks."""
     found = _BLOCK.match(name)
-    return (found[1] == "visual.", int(found[2])) if found else None
+    return ("visual." in (found[1], found[2]), int(found[3])) if found else None
 
 
 class Tuning(Method):
@@ -97,7 +103,8 @@ class Projection(Tuning):
     default_lr = 1e-4
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__(shape, lambda name: bool(_PROJECTION.match(name)))
+        image = _IMAGE_PROJECTION if any(map(_IMAGE_PROJECTION.match, shape.tensors)) else _POOLING_END
+        super().__init__(shape, lambda name: bool(image.match(name) or _TEXT_PROJECTION.match(name)))
 
 
 class Bias(Tuning):
