@@ -14,6 +14,7 @@ from xmafast.cli.datasets import datasets
 from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
 from xmafast.cli.evaluate import evaluate
+from xmafast.cli.importing import import_official
 from xmafast.cli.merge import merge
 from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
@@ -38,6 +39,7 @@ for name, command in (
     ("datasets", datasets),
     ("verify", verify),
     ("merge", merge),
+    ("import", import_official),
     ("doctor", doctor),
 ):
     app.command(name, cls=SpreadCommand)(command)

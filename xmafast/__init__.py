@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xmafast.data import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.methods import METHODS
+    from xmafast.official import import_official
     from xmafast.retriever import Retriever, load
     from xmafast.training import train
 
@@ -29,6 +30,7 @@ _HOME = {
     "build_cache": "cache",
     "build_features": "cache",
     "evaluate": "evaluation",
+    "import_official": "official",
     "load": "retriever",
     "load_backbone": "backbone",
     "merge": "cache",
@@ -47,6 +49,7 @@ __all__ = [
     "build_cache",
     "build_features",
     "evaluate",
+    "import_official",
     "load",
     "load_backbone",
     "merge",

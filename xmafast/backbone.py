@@ -17,17 +17,20 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import text_global_pool
+from safetensors.torch import save_file
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from xmafast.blocks import Places, causal_mask, run_blocks
 from xmafast.errors import BackboneError, UsageError, unknown
+from xmafast.files import write_atomically
 from xmafast.hub import HubTokenizer, first_line, reachable
 from xmafast.kernels import patches
 from xmafast.kernels.dispatch import use_triton
 from xmafast.towers import ClipTower, Tower, tower_of
 
 DEMO = Path(__file__).parent / "demo" / "backbone"
+LOCAL_CONFIG, LOCAL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # a folder in open_clip's local format
 PlacesOf = Callable[[int], Places]
 
 
@@ -52,16 +55,25 @@ class Backbone(nn.Module):
     """A frozen, pretrained dual encoder in eval mode.
 
     Attributes: ``name`` and ``pretrained`` (how it was asked for), ``shape``, ``image_size`` (pixels), ``context_length``
-    (tokens), ``logit_scale`` (the frozen temperature exp(s), a float), ``clip`` (open_clip's model, untouched).
+    (tokens), ``logit_scale`` (the frozen temperature exp(s), a float), ``clip`` (open_clip's model, untouched), ``config``
+    (open_clip's description of one that no name and no folder gives back; what is trained on it is saved with it).
     """
 
     clip: Any  # open_clip ships no types
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, pretrained: str, clip: Any, tokenizer: Callable[..., Tensor], preprocess: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        pretrained: str,
+        clip: Any,
+        tokenizer: Callable[..., Tensor],
+        preprocess: dict[str, Any],
+        config: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.name, self.pretrained = name, pretrained
+        self.name, self.pretrained, self.config = name, pretrained, config
         self.clip = clip.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.shape = _shape_of(clip)
@@ -165,10 +177,15 @@ class Backbone(nn.Module):
         """Captions -> token ids (N, words), cut to the context length; a longer caption keeps its end-of-text token.
 
         inserted: how many tokens a method adds, for which room is left. Where the text encoder is not causal, ids always fill the
-        context length. Raises BackboneError where the tokenizer's files have to be downloaded and cannot be.
+        context length. Raises BackboneError where the tokenizer's files have to be downloaded and cannot be, UsageError where the
+        tokenizer knows more tokens than the backbone.
         """
         room = self.context_length - inserted
-        return self.tokenizer(list(texts), context_length=min(words or room, room) if self.shape.causal else room)
+        tokens = self.tokenizer(list(texts), context_length=min(words or room, room) if self.shape.causal else room)
+        vocabulary = self.text.token_embedding.num_embeddings
+        if tokens.numel() and int(tokens.max()) >= vocabulary:
+            raise UsageError(f"{self.name} knows {vocabulary} tokens, fewer than its tokenizer makes; give token ids in place of texts.")
+        return tokens
 
     @property
     def text_positions(self) -> Tensor:
@@ -184,29 +201,44 @@ class Backbone(nn.Module):
             digest.update(value.detach().float().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
+    def save(self, folder: Path) -> None:
+        """Write a backbone that has a ``config`` as a folder in open_clip's local format, which ``load_backbone`` takes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config, indent=2) + "\n"
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        write_atomically(folder / LOCAL_WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        write_atomically(folder / LOCAL_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def own_backbone(name: str, model: dict[str, Any], weights: Mapping[str, Tensor]) -> Backbone:
+    """A backbone of open_clip's configuration ``model`` with these weights, by open_clip's names: one that is saved with a run.
+
+    Its pixels are normalised and its texts are tokenised as OpenAI's CLIP has it.
+    """
+    preprocess = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+    clip = _build(model)
+    clip.load_state_dict(weights)
+    tokenizer = SimpleTokenizer(context_length=model["text_cfg"]["context_length"])
+    return Backbone(name, "local", clip, tokenizer, preprocess, {"model_cfg": model, "preprocess_cfg": preprocess})
+
 
 def load_backbone(name: str, pretrained: str = "openai") -> Backbone:
     """A frozen dual encoder.
 
-    name: ``demo`` (the embedded one) or an open_clip model whose image tower is a ViT, open_clip's own or timm's, and whose text
-        tower is open_clip's, as ``ViT-B-32``, ``ViT-B/32`` or ``ViT-B-16-SigLIP``.
+    name: ``demo`` (the embedded one), an open_clip model whose image tower is a ViT, open_clip's own or timm's, and whose text tower
+        is open_clip's, as ``ViT-B-32``, ``ViT-B/32`` or ``ViT-B-16-SigLIP``, or the path of a folder in open_clip's local format
+        (``open_clip_config.json``, ``open_clip_model.safetensors``; CLIP's tokenizer, unless there is a ``bpe.txt.gz``).
     pretrained: an open_clip tag (downloaded once by open_clip), a local weights file, or ``none`` for random weights from a
-        fixed seed. ``demo`` brings its own weights, whatever tag is named. A tag's activation (QuickGELU or GELU) is set
-        from the tag; a file cannot say, so name the model: ``ViT-B-32-quickgelu`` for OpenAI's weights.
+        fixed seed. ``demo`` and a folder bring their own weights, whatever tag is named. A tag's activation (QuickGELU or GELU) is
+        set from the tag; a file cannot say, so name the model: ``ViT-B-32-quickgelu`` for OpenAI's weights.
 
     Raises UsageError for an unknown name or tag, BackboneError for weights that cannot be had or do not fit.
     """
-    if name == "demo":
-        if pretrained != "none" and not Path(pretrained).is_file():
-            pretrained = str(DEMO / "open_clip_model.safetensors")
-        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))
-        clip = _load_file(_build(config["model_cfg"]), pretrained, name)
-        tokenizer = SimpleTokenizer(bpe_path=str(DEMO / "bpe.txt.gz"), context_length=config["model_cfg"]["text_cfg"]["context_length"])
-        label = pretrained if pretrained == "none" else "demo" if Path(pretrained).parent == DEMO else pretrained
-        return Backbone(name, label, clip, tokenizer, config["preprocess_cfg"])
+    if (folder := _local(name)) is not None:
+        return _load_local("demo" if folder == DEMO else str(folder.resolve()), folder, pretrained)
 
-    name = name.replace("/", "-")
     config = _config(name)
+    name = name.replace("/", "-")
     preprocess = _preprocess(name)
     if pretrained == "none" or Path(pretrained).is_file():
         clip = _load_file(_build(config), pretrained, name)
@@ -231,10 +263,7 @@ def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrai
 
 def meta_backbone(name: str) -> Backbone:
     """A backbone without weights and without memory, to count with. It has no tokenizer of its own."""
-    if name == "demo":
-        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    else:
-        config = _config(name.replace("/", "-"))
+    config = _config(name)
     with torch.device("meta"):
         clip = _class_of(config)(**_arguments(config))
         return Backbone(
@@ -249,7 +278,11 @@ def backbone_shape(name: str) -> Shape:
 
 def _config(name: str) -> dict[str, Any]:
     """open_clip's configuration of a model that xmafast can take, or the reason why it cannot."""
-    config = open_clip.get_model_config(name)
+    if (folder := _local(name)) is not None:
+        return _local_config(folder)["model_cfg"]
+    config = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None and Path(name).is_dir():
+        raise BackboneError(f"The folder {name} holds no {LOCAL_CONFIG}; name a folder that does, or a model, as ViT-B-32.")
     if config is None:
         raise unknown("backbone", name, ["demo", *usable_backbones()])
     if reason := _why_not(config):
@@ -258,6 +291,41 @@ def _config(name: str) -> dict[str, Any]:
             "Use a model with a ViT image tower and open_clip's own text tower, as ViT-B-32 or ViT-B-16-SigLIP."
         )
     return config
+
+
+def _local(name: str) -> Path | None:
+    """The folder in open_clip's local format that a name stands for, the embedded one's or a path; None for a model's name."""
+    if name == "demo":
+        return DEMO
+    return Path(name) if (Path(name) / LOCAL_CONFIG).is_file() else None
+
+
+def _local_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / LOCAL_CONFIG).read_text(encoding="utf-8"))
+        reason = _why_not(config["model_cfg"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{folder / LOCAL_CONFIG} does not describe an open_clip model ({first_line(error)}); restore it.") from error
+    if reason:
+        raise UsageError(f"The backbone in {folder} cannot be used: {reason}. Use a model with open_clip's own ViT and text blocks.")
+    return config
+
+
+def _load_local(name: str, folder: Path, pretrained: str) -> Backbone:
+    """The backbone of a folder with its own weights, unless a file or ``none`` is asked for."""
+    if pretrained != "none" and not Path(pretrained).is_file():
+        pretrained = "demo" if folder == DEMO else "local"
+    config = _local_config(folder)
+    try:
+        clip = _build(config["model_cfg"])
+        context = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD} | config.get("preprocess_cfg", {})
+    except Exception as error:  # open_clip raises whatever its layers do
+        raise BackboneError(f"{folder / LOCAL_CONFIG} does not describe an open_clip model ({first_line(error)}); restore it.") from error
+    clip = _load_file(clip, str(folder / LOCAL_WEIGHTS) if pretrained in ("demo", "local") else pretrained, name)
+    bpe = folder / "bpe.txt.gz"
+    tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=context) if bpe.is_file() else SimpleTokenizer(context_length=context)
+    return Backbone(name, pretrained, clip, tokenizer, preprocess)
 
 
 def usable_backbones() -> list[str]:
@@ -393,9 +461,5 @@ def _embed_dim(text: Any) -> int:
 
 def backbone_input(name: str) -> int:
     """The side of a backbone's square input, in pixels."""
-    if name == "demo":
-        config = json.loads((DEMO / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    else:
-        config = _config(name.replace("/", "-"))
-    size = config["vision_cfg"].get("image_size", 224)
+    size = _config(name)["vision_cfg"].get("image_size", 224)
     return int(size if isinstance(size, int) else size[0])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from xmafast import __version__
-from xmafast.backbone import Backbone, load_backbone
+from xmafast.backbone import LOCAL_CONFIG, Backbone, load_backbone
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.files import write_atomically
 from xmafast.headers import POOLING, SeqTransf
@@ -24,6 +24,7 @@ from xmafast.methods import METHODS, Method, build_method
 from xmafast.methods.base import Context
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OWN_BACKBONE = "./backbone"  # in a run's folder, where no name gives its backbone back
 
 
 class Retriever(nn.Module):
@@ -163,14 +164,25 @@ class Retriever(nn.Module):
             "temperature": self.temperature,
             "words": self.words,
             "trainable": self.trainable,
-            "backbone": {"name": self.backbone.name, "pretrained": self.backbone.pretrained, "sha256": self.backbone.fingerprint},
+            "backbone": {
+                "name": self.backbone.name if self.backbone.config is None else OWN_BACKBONE,
+                "pretrained": self.backbone.pretrained,
+                "sha256": self.backbone.fingerprint,
+            },
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write what was trained, and how to load it, to ``folder`` (``adapter_model.safetensors``, ``adapter_config.json``)."""
+        """Write what was trained, and how to load it, to ``folder`` (``adapter_model.safetensors``, ``adapter_config.json``).
+
+        The backbone is named, not written, unless it came with an imported adapter: then it goes to ``folder/backbone``.
+        """
         folder = Path(folder)
         config = self.config()
         folder.mkdir(parents=True, exist_ok=True)
+        if self.backbone.config is not None:
+            self.backbone.save(folder / OWN_BACKBONE)
+        elif Path(self.backbone.name) == (folder / OWN_BACKBONE).resolve():  # loaded from this very folder, which may be moved
+            config["backbone"]["name"] = OWN_BACKBONE
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.trained.items()}
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
@@ -222,7 +234,13 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
         options, method = config["options"], config["method"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / CONFIG} is not an xmafast adapter configuration ({error}); train again or restore the file.") from error
-    backbone = backbone or load_backbone(wanted["name"], wanted["pretrained"])
+    if backbone is None:
+        name = wanted["name"]
+        if name == OWN_BACKBONE:
+            name = str(folder / name)
+            if not (Path(name) / LOCAL_CONFIG).is_file():
+                raise RunError(f"{folder} holds no backbone/{LOCAL_CONFIG}, the backbone that it was saved with; restore the folder.")
+        backbone = load_backbone(name, wanted["pretrained"])
     if backbone.fingerprint != wanted["sha256"]:
         raise RunError(
             f"{folder} was trained on other weights than the {backbone.name} ({backbone.pretrained}) at hand: "

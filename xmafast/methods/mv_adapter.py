@@ -92,11 +92,11 @@ class Transformer(nn.Module):
 class Calibration(nn.Module):
     """alpha = 1 + B relu(A u + a): one at the start, as B is zero."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.context = nn.Linear(width, width)
-        self.hidden = nn.Linear(2 * width, width // REDUCTION)
-        self.out = nn.Linear(width // REDUCTION, width, bias=False)
+        self.hidden = nn.Linear(2 * width, hidden)
+        self.out = nn.Linear(hidden, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, cc: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
@@ -145,15 +145,27 @@ class Branch(nn.Module):
 
 
 class VideoBranch(Branch):
+    """hidden: the calibration's hidden width."""
+
     def __init__(
-        self, width: int, bottleneck: int, heads: int, frames: int, tie: int | None, tying: str, norm: bool, span: int, prefix: int
+        self,
+        width: int,
+        bottleneck: int,
+        heads: int,
+        frames: int,
+        tie: int | None,
+        tying: str,
+        norm: bool,
+        span: int,
+        prefix: int,
+        hidden: int,
     ) -> None:
         super().__init__(width, bottleneck, heads, 2 * frames + 1, tie, tying, norm, span)
         self.prefix = prefix
         if self.down_weight is not None:
             nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
         self.cc = nn.Parameter(torch.randn(bottleneck) * bottleneck**-0.5)
-        self.calibration = Calibration(bottleneck)
+        self.calibration = Calibration(bottleneck, hidden)
 
     def forward(self, y: Tensor, frames: int, mask: Tensor | None, factor: Tensor | None) -> Tensor:
         """y (B F, prefix + P, D) -> what is added to it."""
@@ -196,7 +208,7 @@ class MVAdapter(Method):
     bottleneck: d'. tied: how many of the last pairs of blocks are tied; tying: where. frames, words: the most that are ever given, which
     the positions are made for. factor: the length of f_C. products: how many Kronecker products make a weight. heads: of the small
     transformers. norm: a LayerNorm on f, as the authors' ActivityNet setting has it. train_biases: CLIP's biases too, the published
-    setting. Raises UsageError outside these.
+    setting. calibration: its hidden width; 0 is a quarter of the bottleneck. Raises UsageError outside these.
     """
 
     name = "mv-adapter"
@@ -221,6 +233,7 @@ class MVAdapter(Method):
         scale: float = 0.1,
         norm: bool = False,
         train_biases: bool = False,
+        calibration: int = 0,
     ) -> None:
         super().__init__()
         words = words if shape.causal else shape.context_length
@@ -236,7 +249,10 @@ class MVAdapter(Method):
         if frames < 1 or words < 1:
             raise UsageError(f"frames and words must be at least 1, not {frames} and {words}.")
         self.bottleneck, self.tied, self.tying, self.frames, self.words = bottleneck, tied, tying, frames, words
+        if calibration < 0:
+            raise UsageError(f"calibration must be at least 0, not {calibration}.")
         self.factor, self.products, self.heads, self.scale, self.norm = factor, products, heads, scale, norm
+        self.calibration = calibration
         span = math.gcd(shape.vision_width, shape.text_width)
         length = products if tying == KRONECKER else factor
         last = pairs[len(pairs) - tied :]
@@ -249,7 +265,8 @@ class MVAdapter(Method):
                 for block in range(depth)
             )
 
-        self.vision = branches(partial(VideoBranch, prefix=shape.prefix), shape.vision_width, shape.vision_depth, frames, self._vision_tie)
+        video = partial(VideoBranch, prefix=shape.prefix, hidden=calibration or bottleneck // REDUCTION)
+        self.vision = branches(video, shape.vision_width, shape.vision_depth, frames, self._vision_tie)
         self.text = branches(partial(TextBranch, causal=shape.causal), shape.text_width, shape.text_depth, words, self._text_tie)
         self.train_biases = train_biases
         if train_biases:
@@ -261,8 +278,8 @@ class MVAdapter(Method):
             self.shared = nn.ParameterList(nn.Parameter(torch.zeros(factor)) for _ in last)
 
     def options(self) -> dict[str, Any]:
-        names = ("bottleneck", "tied", "tying", "frames", "words", "factor", "products", "heads", "scale", "norm", "train_biases")
-        return {name: getattr(self, name) for name in names}
+        names = ("bottleneck", "tied", "tying", "frames", "words", "factor", "products", "heads", "scale", "norm")
+        return {name: getattr(self, name) for name in (*names, "train_biases", "calibration")}
 
     def vision_places(self, block: int, context: Context) -> Places:
         if context.frames > self.frames:
