@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from xmafast.backbone import Backbone
-from xmafast.errors import unknown
+from xmafast.errors import UsageError, unknown
 from xmafast.official import cross_modal, mv_adapter
 from xmafast.official.tensors import Published
 from xmafast.retriever import Retriever
 
-READERS = {"cross-modal": cross_modal.read, "mv-adapter": mv_adapter.read}
+METHODS = ("cross-modal", "mv-adapter")
 
 
 def import_official(
@@ -42,12 +42,11 @@ def import_official(
 
     Raises UsageError for another method, RunError naming the tensor that is unknown, missing, or of another shape.
     """
-    if method not in READERS:
-        raise unknown("method with an official file", method, READERS)
+    if method not in METHODS:
+        raise unknown("method with an official file", method, METHODS)
     published = Published(state_dict)
-    options: dict[str, Any] = {} if method == "cross-modal" else {"tying": tying}
-    if method == "cross-modal" and tying is not None:
-        raise unknown("option of a cross-modal file", "tying", ["backbone"])
-    retriever = READERS[method](published, backbone, **options)
-    published.finish()
-    return retriever.eval()
+    if method == "mv-adapter":
+        return mv_adapter.read(published, backbone, tying).eval()
+    if tying is not None:
+        raise UsageError("tying is mv-adapter's; a cross-modal file has no such choice.")
+    return cross_modal.read(published, backbone).eval()

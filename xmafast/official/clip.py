@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,15 +57,31 @@ def block_layout(width: str, split: bool) -> Layout:
     }
 
 
-def read_backbone(published: Published, split: bool, named: Backbone | None) -> tuple[Backbone, dict[str, Tensor]]:
-    """The backbone, and those of its biases, by open_clip's names, that were trained beside the adapters.
+@dataclass(frozen=True)
+class Clip:
+    """A file's CLIP, read and checked but not built: ``widths`` and ``depths`` by the beginnings of the encoders' names.
 
-    named: the backbone to take; else it is the file's own, whose biases are its own as well. Raises RunError.
+    ``biases``: those that were trained beside the adapters of a named backbone, by open_clip's names; the file's own backbone has them.
     """
+
+    widths: dict[str, int]
+    depths: dict[str, int]
+    context_length: int
+    build: Callable[[], Backbone]
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tuned(self) -> dict[str, Tensor]:
+        """The trained biases by the names of a method's ``tuned`` parameters."""
+        return {f"tuned.{name.replace('.', '/')}": value for name, value in self.biases.items()}
+
+
+def read_clip(published: Published, split: bool, named: Backbone | None) -> Clip:
+    """named: the backbone to take; None is the file's own. Raises RunError for tensors that do not fit it."""
     return _own(published, split) if named is None else _named(published, split, named)
 
 
-def _own(published: Published, split: bool) -> tuple[Backbone, dict[str, Tensor]]:
+def _own(published: Published, split: bool) -> Clip:
     if not {"visual.conv1.weight", "visual.proj", "token_embedding.weight"} & set(published.tensors):
         raise RunError(
             f"The state dict has no tensor {published.full('visual.conv1.weight')!r} nor other weights of CLIP, only what was trained; "
@@ -74,8 +92,7 @@ def _own(published: Published, split: bool) -> tuple[Backbone, dict[str, Tensor]
     sizes = published.sizes(layout)
     grid = math.isqrt(max(0, sizes["image tokens"] - 1))
     if grid < 1 or grid**2 + 1 != sizes["image tokens"]:
-        name = published.full("visual.positional_embedding")
-        raise RunError(f"The tensor {name!r} has {sizes['image tokens']} rows, not one more than a square of patches; restore the file.")
+        raise published.misfit("visual.positional_embedding", "with one row more than a square of patches")
     weights = published.take(layout, sizes)
     heads = {width: max(1, sizes[width] // 64) for width in ENCODERS.values()}
     for width, count in heads.items():
@@ -99,12 +116,16 @@ def _own(published: Published, split: bool) -> tuple[Backbone, dict[str, Tensor]
             "layers": depths[""],
         },
     }
-    return own_backbone("imported", model, _as_open_clip(weights) if split else weights), {}
+    weights = _as_open_clip(weights) if split else weights
+    widths = {encoder: sizes[width] for encoder, width in ENCODERS.items()}
+    return Clip(widths, depths, sizes["context length"], lambda: own_backbone("imported", model, weights))
 
 
-def _named(published: Published, split: bool, named: Backbone) -> tuple[Backbone, dict[str, Tensor]]:
+def _named(published: Published, split: bool, named: Backbone) -> Clip:
     shape = named.shape
-    layout = _layout({"visual.": shape.vision_depth, "": shape.text_depth}, split)
+    widths = {"visual.": shape.vision_width, "": shape.text_width}
+    depths = {"visual.": shape.vision_depth, "": shape.text_depth}
+    layout = _layout(depths, split)
     own = {name.removeprefix("text."): value.cpu() for name, value in named.clip.state_dict().items()}
     known = _as_split(own) if split else own
     present = {name: tuple(known[name].shape) for name in layout if name in known and name in published.tensors}
@@ -117,12 +138,13 @@ def _named(published: Published, split: bool, named: Backbone) -> tuple[Backbone
             )
     found = {name: value for name, value in weights.items() if name.endswith("bias")}
     if all(torch.equal(value.half(), known[name].half()) for name, value in found.items()):
-        return named, {}
+        return Clip(widths, depths, named.context_length, lambda: named)
     for name in layout:
         if name.endswith("bias") and name not in found:
             raise RunError(f"The state dict has no tensor {published.full(name)!r}, though others of CLIP's biases; restore the file.")
     trained = _as_open_clip(found) if split else found
-    return named, {name: trained[name.removeprefix("text.")] for name in biases(shape.tensors)}
+    tuned = {name: trained[name.removeprefix("text.")] for name in biases(shape.tensors)}
+    return Clip(widths, depths, named.context_length, lambda: named, tuned)
 
 
 def _layout(depths: dict[str, int], split: bool) -> Layout:

@@ -7,7 +7,7 @@ import torch
 from xmafast.backbone import Backbone
 from xmafast.errors import RunError
 from xmafast.methods.cross_modal import SITES
-from xmafast.official.clip import read_backbone
+from xmafast.official.clip import read_clip
 from xmafast.official.tensors import Axis, Published
 from xmafast.retriever import Retriever
 
@@ -17,15 +17,15 @@ OURS = {"visual": "vision", "text": "text"}
 
 def read(published: Published, named: Backbone | None = None) -> Retriever:
     """Raises RunError for encoders of unequal depth, which the published code cannot build, and for tensors that do not fit."""
-    backbone, trained_biases = read_backbone(published, False, named)
-    shape = backbone.shape
-    if shape.vision_depth != shape.text_depth:
+    clip = read_clip(published, False, named)
+    depth, text_depth = clip.depths.values()
+    if depth != text_depth:
         raise RunError(
-            f"The encoders have {shape.vision_depth} and {shape.text_depth} blocks; the published Cross-Modal Adapter pairs "
+            f"The encoders have {depth} and {text_depth} blocks; the published Cross-Modal Adapter pairs "
             "encoders of equal depth, so this is no file of its."
         )
-    widths = {"visual": shape.vision_width, "text": shape.text_width}
-    rows = 2 * shape.vision_depth
+    widths = dict(zip(OURS, clip.widths.values(), strict=True))
+    rows = 2 * depth
     layout: dict[str, tuple[Axis, ...]] = {}
     for encoder, width in widths.items():
         rest = ("shared width", -1, width)
@@ -41,10 +41,11 @@ def read(published: Published, named: Backbone | None = None) -> Retriever:
     left_out = {name: lengths for name, lengths in left_out.items() if name not in published.tensors}  # what has no rows need not be there
     tensors = published.take({name: axes for name, axes in layout.items() if name not in left_out}, sizes)
     tensors |= {name: torch.empty(lengths) for name, lengths in left_out.items()}
+    published.finish()
 
-    options = {"bottleneck": r, "shared": s, "train_biases": bool(trained_biases)}
-    retriever = Retriever(backbone, "cross-modal", "text-conditioned", temperature=5.0, **options)
-    weights = {f"tuned.{name.replace('.', '/')}": value for name, value in trained_biases.items()}
+    options = {"bottleneck": r, "shared": s, "train_biases": bool(clip.biases)}
+    retriever = Retriever(clip.build(), "cross-modal", "text-conditioned", temperature=5.0, **options)
+    weights = clip.tuned
     for part in ("weight", "bias"):
         for row in range(rows):
             block, site = row // 2, SITES[row % 2]

@@ -15,7 +15,7 @@ from xmafast.backbone import Backbone
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods.base import pair_blocks
 from xmafast.methods.mv_adapter import KRONECKER, TYINGS
-from xmafast.official.clip import ENCODERS, block_prefix, read_backbone
+from xmafast.official.clip import block_prefix, read_clip
 from xmafast.official.tensors import Axis, Published, Sizes
 from xmafast.retriever import Retriever
 
@@ -68,12 +68,12 @@ def read(published: Published, named: Backbone | None = None, tying: str | None 
     """tying: None reads it off the shapes, as far as they say. Raises RunError for tensors that do not fit, UsageError for the tying."""
     if tying is not None and tying not in (known := [name for name in TYINGS if name != KRONECKER]):
         raise unknown("tying", tying, known)
-    backbone, trained_biases = read_backbone(published, True, named)
-    shape = backbone.shape
-    depths = {"visual.": shape.vision_depth, "": shape.text_depth}
-    prefixes = {encoder: [block_prefix(encoder, block) + "mlp.adapter." for block in range(depths[encoder])] for encoder in ENCODERS}
-    pairs = pair_blocks(shape.vision_depth, shape.text_depth)
-    file = Adapters(prefixes, {"visual.": shape.vision_width, "": shape.text_width}, pairs, _ties(published, prefixes, pairs))
+    clip = read_clip(published, True, named)
+    prefixes = {
+        encoder: [block_prefix(encoder, block) + "mlp.adapter." for block in range(depth)] for encoder, depth in clip.depths.items()
+    }
+    pairs = pair_blocks(*clip.depths.values())
+    file = Adapters(prefixes, clip.widths, pairs, _ties(published, prefixes, pairs))
 
     norm = any(name.endswith("adapter.ln_in.weight") for name in published.tensors)
     layout = {
@@ -83,14 +83,15 @@ def read(published: Published, named: Backbone | None = None, tying: str | None 
         for name, axes in _adapter(encoder, file.widths[encoder], norm).items()
     }
     sizes = published.sizes(layout)
-    bottleneck = _check(published, file, sizes, backbone.context_length)
+    bottleneck = _check(published, file, sizes, clip.context_length)
     tying = _tying(published, file, bottleneck, tying)
     ties = _tie_layout(published, file, tying, bottleneck)
     sizes |= published.sizes(ties)
     tensors = published.take(layout | ties, sizes)
+    published.finish()
 
     retriever = Retriever(
-        backbone,
+        clip.build(),
         "mv-adapter",
         "mean",
         words=sizes["words"],
@@ -101,10 +102,10 @@ def read(published: Published, named: Backbone | None = None, tying: str | None 
         factor=sizes.get("factor", 1),
         norm=norm,
         calibration=sizes["calibration"],
-        train_biases=bool(trained_biases),
+        train_biases=bool(clip.biases),
     )
     assert retriever.method is not None
-    weights = {f"tuned.{name.replace('.', '/')}": value for name, value in trained_biases.items()}
+    weights = clip.tuned
     for encoder, beginnings in prefixes.items():
         for block, prefix in enumerate(beginnings):
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -65,7 +65,7 @@ class Published:
                 if isinstance(axis, int) or (size := _linear(axis)[0]) in sizes:
                     continue
                 if size not in votes:
-                    raise self._misfit(name, axes, sizes)
+                    raise self.misfit(name, _said(axes, sizes))
                 most = max(len(names) for names in votes[size].values())
                 first, *others = [(value, names[0]) for value, names in votes[size].items() if len(names) == most]
                 if others:
@@ -78,7 +78,7 @@ class Published:
         taken = {}
         for name, axes in layout.items():
             if name not in self.tensors or tuple(self.tensors[name].shape) != _shape(axes, sizes or {}):
-                raise self._misfit(name, axes, sizes or {})
+                raise self.misfit(name, _said(axes, sizes or {}))
             taken[name] = self.tensors.pop(name).detach().float().cpu()
         return taken
 
@@ -90,8 +90,8 @@ class Published:
     def _says(self, value: int, name: str) -> str:
         return f"The tensor {self.full(name)!r} {tuple(self.tensors[name].shape)}, with {value},"
 
-    def _misfit(self, name: str, axes: tuple[Axis, ...], sizes: Sizes) -> RunError:
-        expected = str(_shape(axes, sizes)).replace("'", "")
+    def misfit(self, name: str, expected: str) -> RunError:
+        """The error for a tensor that is missing or not as expected."""
         if name not in self.tensors:
             return RunError(f"The state dict has no tensor {self.full(name)!r}, which should be {expected}; restore the file.")
         return RunError(f"The tensor {self.full(name)!r} is {tuple(self.tensors[name].shape)}, not {expected}; restore the file.")
@@ -108,6 +108,10 @@ def _unwrap(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _linear(axis: str | tuple[str, int, int]) -> tuple[str, int, int]:
     return (axis, 1, 0) if isinstance(axis, str) else axis
+
+
+def _said(axes: tuple[Axis, ...], sizes: Sizes) -> str:
+    return str(_shape(axes, sizes)).replace("'", "")
 
 
 def _shape(axes: tuple[Axis, ...], sizes: Sizes) -> tuple[int | str, ...]:
