@@ -48,6 +48,7 @@ class Shape:
     context_length: int = 77  # positions of the text encoder
     prefix: int = 1  # tokens that stand before an image's patches: class token and registers
     start: int = 1  # tokens that stand before a caption's words: the start of text, where the vocabulary has one
+    rotary: bool = False  # an image's patches have rotary positions, which each attention needs in their places
     causal: bool = True  # each token of a caption sees those before it alone; else every caption is padded to the context length
 
 
@@ -186,6 +187,15 @@ class Backbone(nn.Module):
         if tokens.numel() and int(tokens.max()) >= vocabulary:
             raise UsageError(f"{self.name} knows {vocabulary} tokens, fewer than its tokenizer makes; give token ids in place of texts.")
         return tokens
+
+    def text_ends(self, tokens: Tensor) -> Tensor:
+        """Where the token stands that a text's embedding is read at, (B,), of token ids (B, W)."""
+        pool, eos = _pooling(self.text)
+        if pool == "first":
+            return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        if pool == "last":
+            return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        return (tokens == eos).int().argmax(dim=-1) if pool == "eos" else tokens.argmax(dim=-1)
 
     @property
     def text_positions(self) -> Tensor:
@@ -437,6 +447,7 @@ def _shape_of(clip: Any) -> Shape:
         prefix=tower.prefix,
         start=_start_tokens(text),
         causal=text.attn_mask is not None,
+        rotary=tower.rotary,
     )
 
 

@@ -39,10 +39,14 @@ class Places:
 
     before:          tokens entering the block -> tokens
     qkv:             (LayerNormed tokens, their (B, T, 3D) query-key-value) -> query-key-value
+    key_bias:        -> what is added to the attention's logits, (B, 1, 1, T) over keys, or None
+    attended:        (q, k, v, and the attention's result, (B, heads, T, D / heads) each) -> the result, before its output projection;
+                     where it appends tokens, ``after_attention`` takes them away
     parallel_attention: (the residual stream that enters LayerNorm and attention, and the LayerNorm of it) -> what is added to the
                      attention's output; where the norm stands after the attention, the second is the stream as well
     after_attention: the attention's output, before its residual add -> the same shape
-    parallel_mlp:    the same for the MLP
+    between:         tokens between the attention's residual add and the MLP -> tokens
+    parallel_mlp:    as parallel_attention, for the MLP
     after_mlp:       the MLP's output, before its residual add -> the same shape
     after:           tokens leaving the block -> tokens
 
@@ -54,11 +58,19 @@ class Places:
 
     before: Map | None = None
     qkv: Callable[[Tensor, Tensor], Tensor] | None = None
+    key_bias: Callable[[], Tensor | None] | None = None
+    attended: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     parallel_attention: Callable[[Tensor, Tensor], Tensor] | None = None
     after_attention: Map | None = None
+    between: Map | None = None
     parallel_mlp: Callable[[Tensor, Tensor], Tensor] | None = None
     after_mlp: Map | None = None
     after: Map | None = None
+
+    @property
+    def open_attention(self) -> bool:
+        """Whether a method acts inside the attention, so that its steps are taken one by one."""
+        return self.qkv is not None or self.key_bias is not None or self.attended is not None
 
 
 EMPTY = Places()
@@ -78,13 +90,13 @@ def clip_block(
             mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
 
     h = block.ln_1(x) if h is None else h
-    if places.qkv is not None:
-        y = _clip_attention_from_qkv(block, h, mask, places.qkv)
+    if places.open_attention:
+        y = _clip_attention(block, h, mask, places)
     elif isinstance(block, CustomResidualAttentionBlock):
         y = block.ln_attn(block.attn(h, attn_mask=mask))
     else:
         y = block.attention(h, attn_mask=mask)
-    x, h = _residual(x, h, block.ls_1(y), places.parallel_attention, places.after_attention, block.ln_2)
+    x, h = _first_residual(x, h, block.ls_1(y), places, block.ln_2)
 
     y = block.ls_2(block.mlp(h))
     x, h = _residual(x, h, y, places.parallel_mlp, places.after_mlp, following)
@@ -102,8 +114,8 @@ def timm_block(
         x, h = places.before(x), None
 
     h = block.norm1(x) if h is None else h
-    y = block.attn(h) if places.qkv is None else _timm_attention_from_qkv(block.attn, h, None, places.qkv)
-    x, h = _residual(x, h, block.drop_path1(block.ls1(y)), places.parallel_attention, places.after_attention, block.norm2)
+    y = _timm_attention(block.attn, h, None, places) if places.open_attention else block.attn(h)
+    x, h = _first_residual(x, h, block.drop_path1(block.ls1(y)), places, block.norm2)
 
     y = block.drop_path2(block.ls2(block.mlp(h)))
     x, h = _residual(x, h, y, places.parallel_mlp, places.after_mlp, following)
@@ -123,9 +135,9 @@ def eva_block(
         rope = _unturned(rope, x.shape[1] - tokens)
 
     h = block.norm1(x) if h is None else h
-    y = block.attn(h, rope=rope) if places.qkv is None else _timm_attention_from_qkv(block.attn, h, rope, places.qkv)
+    y = _timm_attention(block.attn, h, rope, places) if places.open_attention else block.attn(h, rope=rope)
     y = y if block.gamma_1 is None else block.gamma_1 * y
-    x, h = _residual(x, h, block.drop_path1(y), places.parallel_attention, places.after_attention, block.norm2)
+    x, h = _first_residual(x, h, block.drop_path1(y), places, block.norm2)
 
     y = block.mlp(h)
     y = y if block.gamma_2 is None else block.gamma_2 * y
@@ -145,8 +157,8 @@ def eva_post_norm_block(
         x = places.before(x)
         rope = _unturned(rope, x.shape[1] - tokens)
 
-    y = block.attn(x, rope=rope) if places.qkv is None else _timm_attention_from_qkv(block.attn, x, rope, places.qkv)
-    x, _ = _residual(x, x, block.drop_path1(block.norm1(y)), places.parallel_attention, places.after_attention, None)
+    y = _timm_attention(block.attn, x, rope, places) if places.open_attention else block.attn(x, rope=rope)
+    x, _ = _first_residual(x, x, block.drop_path1(block.norm1(y)), places, None)
 
     y = block.drop_path2(block.norm2(block.mlp(x)))
     x, _ = _residual(x, x, y, places.parallel_mlp, places.after_mlp, None)
@@ -198,42 +210,61 @@ def _residual(x: Tensor, h: Any, y: Tensor, parallel: Any, after: Map | None, no
     return x, None if norm is None else norm(x)
 
 
+def _first_residual(x: Tensor, h: Any, y: Tensor, places: Places, norm: Any) -> tuple[Tensor, Any]:
+    """The attention's, and what a place makes of the tokens before the MLP's LayerNorm ``norm``."""
+    x, h = _residual(x, h, y, places.parallel_attention, places.after_attention, norm if places.between is None else None)
+    if places.between is None:
+        return x, h
+    x = places.between(x)
+    return x, None if norm is None else norm(x)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, places: Places) -> Tensor:
+    """Softmax attention of (B, heads, T, d) each, under an additive mask and a method's bias."""
+    bias = None if places.key_bias is None else places.key_bias()
+    if bias is not None:
+        mask = bias if mask is None else mask + bias
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+    return y if places.attended is None else places.attended(q, k, v, y)
+
+
 def _heads(parts: Sequence[Tensor], width: int) -> list[Tensor]:
     """(B, T, heads * width) each -> (B, heads, T, width)."""
     return [part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts]
 
 
-def _clip_attention_from_qkv(block: Any, h: Tensor, mask: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The attention of open_clip's blocks, with its projection open to a method."""
+def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places) -> Tensor:
+    """The attention of open_clip's blocks, step by step."""
     attn, custom = block.attn, isinstance(block, CustomResidualAttentionBlock)
     if custom and attn.logit_scale is not None:
-        raise TypeError("the place 'qkv' is not available where attention is a scaled cosine")
-    qkv = change(h, F.linear(h, attn.in_proj_weight, attn.in_proj_bias))
+        raise TypeError("the places inside the attention are not available where it is a scaled cosine")
+    qkv = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)
+    qkv = qkv if places.qkv is None else places.qkv(h, qkv)
     q, k, v = _heads(qkv.chunk(3, dim=-1), attn.head_dim)
     if custom:
         q, k = attn.ln_q(q), attn.ln_k(k)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
+    y = _attend(q, k, v, mask, places)
     if not custom:
         return attn.out_proj(y.transpose(1, 2).flatten(2))
     y = y if attn.head_scale is None else y * attn.head_scale
     return block.ln_attn(attn.out_proj(attn.ln_inner(y.transpose(1, 2).flatten(2))))
 
 
-def _timm_attention_from_qkv(attn: Any, h: Tensor, rope: Tensor | None, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The attention of timm's blocks, with its projection, fused or split in three, open to a method."""
+def _timm_attention(attn: Any, h: Tensor, rope: Tensor | None, places: Places) -> Tensor:
+    """The attention of timm's blocks, step by step, its projection fused or split in three."""
     if attn.qkv is None:
         parts = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
     elif getattr(attn, "q_bias", None) is not None:
         parts = F.linear(h, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1)
     else:
         parts = attn.qkv(h).chunk(3, dim=-1)
-    qkv = change(h, torch.cat(parts, dim=-1))
+    qkv = torch.cat(parts, dim=-1)
+    qkv = qkv if places.qkv is None else places.qkv(h, qkv)
     q, k, v = _heads(qkv.split([part.shape[-1] for part in parts], dim=-1), attn.head_dim)
     q, k = attn.q_norm(q), attn.k_norm(k)
     if rope is not None:
         q, k = (_turned(part, rope, attn).type_as(v) for part in (q, k))
-    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    y = attn.norm(y)
+    y = attn.norm(_attend(q, k, v, None, places).transpose(1, 2).flatten(2))
     gate = getattr(attn, "gate", None)
     y = y if gate is None else y * gate(h).sigmoid()
     return attn.proj_drop(attn.proj(y))

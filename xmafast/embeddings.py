@@ -15,15 +15,11 @@ from torch import Tensor
 
 from xmafast.cache import FeatureCache, FrameReader, feature_folder
 from xmafast.files import write_atomically
+from xmafast.precision import autocast
 from xmafast.retriever import Retriever
 
 Progress = Callable[[int, int], None]
 VIDEOS_AT_ONCE = 16
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 arithmetic where the device is built for it; float32 on CPU."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 @torch.inference_mode()

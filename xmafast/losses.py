@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from xmafast.kernels import info_nce, info_nce_from_scores, pool
+from xmafast.methods.base import Batch
+from xmafast.precision import autocast
 from xmafast.retriever import Retriever
+
+
+def total_loss(retriever: Retriever, texts: Sequence[str], frames: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """The loss of a batch of pairs: ``contrastive_loss`` of their embeddings, and the method's own terms.
+
+    texts (N), frames uint8 (N, F, H, W, 3), mask (N, F), groups (N,) the video that each pair shows.
+    """
+    with autocast(retriever.device):
+        video = retriever.encode_frames(frames, mask)
+        text = retriever.encode_text(texts)
+    text, video, groups = text.float(), video.float(), groups.to(text.device)
+    loss = contrastive_loss(retriever, text, video, mask, groups)
+    more = retriever.acting.extra_loss(Batch(retriever, list(texts), frames, mask, text, video, groups)) if retriever.acting else None
+    return loss if more is None else loss + more
 
 
 def contrastive_loss(

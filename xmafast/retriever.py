@@ -20,8 +20,10 @@ from xmafast.files import write_atomically
 from xmafast.headers import POOLING, SeqTransf
 from xmafast.kernels import similarity
 from xmafast.kernels.dispatch import IMPLEMENTATIONS
-from xmafast.methods import METHODS, Method, build_method
+from xmafast.methods import Method, Plug, build_method
 from xmafast.methods.base import Context
+from xmafast.methods.combined import Combined
+from xmafast.methods.patching import patched
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OWN_BACKBONE = "./backbone"  # in a run's folder, where no name gives its backbone back
@@ -31,10 +33,12 @@ class Retriever(nn.Module):
     """A frozen backbone with a method in its places and a header over its embeddings.
 
     method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
-        model alone. header: ``mean``, ``text-conditioned`` or ``seqTransf`` (``xmafast.headers``); None takes the method's own,
-        ``text-conditioned`` without one.
+        model alone. plugs: methods that act beside it, as ``["tempme", ("disco", {"vision_blocks": 2})]``.
+    header: ``mean``, ``text-conditioned`` or ``seqTransf`` (``xmafast.headers``); None takes the method's own, ``text-conditioned``
+        without one.
     words: the most tokens of a caption, the published recipes' 32; the attribute is the context length where that is shorter, and
         where the text encoder is not causal (SigLIP), as it reads every caption padded to that length.
+    frames: the most frames of a video, for methods that are built for a number of them; None leaves it to them.
     temperature: the header's, on un-normalised embeddings.
     impl: which kernels run, ``auto``, ``eager`` or ``triton`` (``xmafast.kernels``); an attribute, free to change.
 
@@ -47,7 +51,9 @@ class Retriever(nn.Module):
         method: str | None = "cross-modal",
         header: str | None = None,
         *,
+        plugs: Sequence[Plug] = (),
         words: int = 32,
+        frames: int | None = None,
         temperature: float = 5.0,
         impl: str = "auto",
         **options: Any,
@@ -55,9 +61,13 @@ class Retriever(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.words = min(words, backbone.context_length) if backbone.shape.causal else backbone.context_length
-        if method in METHODS and "words" in METHODS[method].known_options():
-            options = {**options, "words": self.words}  # the positions that it makes are those of the captions
-        self.method: Method | None = None if method is None else build_method(method, backbone.shape, **options)
+        known = {"words": self.words} | ({"frames": frames} if frames else {})
+        self.method: Method | None = None
+        if method is None and plugs:  # the first of them is the base
+            method, given = (plugs[0], {}) if isinstance(plugs[0], str) else plugs[0]
+            plugs, options = plugs[1:], {**given, **options}
+        if method is not None:
+            self.method = build_method(method, backbone.shape, plugs=plugs, known=known, **options)
         if self.method is not None and self.method.tuned is not None:
             self.method.tuned.adopt(backbone.clip)
         self.header = header or (self.method.default_header if self.method else "text-conditioned")
@@ -72,6 +82,51 @@ class Retriever(nn.Module):
         self.impl = impl
         self.temperature = temperature
         self.enabled = True  # False switches off what is trained: the features are the frozen model's, to the bit
+        self._patch = 1.0
+        self._merged: dict[str, Tensor] | None = None
+
+    @property
+    def patch(self) -> float:
+        """How much of what is trained acts, 0 to 1: 0 is the frozen model to the bit, 1 all of it (``xmafast.methods.patching``).
+
+        Setting it raises UsageError outside 0..1, and between them for methods that do more than add to features.
+        """
+        return self._patch
+
+    @patch.setter
+    def patch(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise UsageError(f"A patch coefficient lies between 0 and 1, not at {share}.")
+        if 0 < share < 1 and self.method is not None and not self.method.scalable:
+            raise UsageError(f"{self.method.name!r} does more than add to features: its patch coefficient can only be 0 or 1.")
+        if self._merged is not None:
+            raise UsageError("The model is merged; call unmerge() before setting its patch coefficient.")
+        self._patch = float(share)
+
+    @property
+    def acting(self) -> Method | None:
+        """The method, where it is switched on."""
+        return self.method if self.enabled and self.patch > 0 else None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add low-rank updates to copies of the backbone's weights, so that they cost nothing when the model runs.
+
+        The backbone itself is not touched, and ``unmerge`` brings back what was there, to the bit. Raises UsageError where nothing can be
+        merged.
+        """
+        if self.method is None or self._merged is not None:
+            raise UsageError("There is nothing to merge." if self.method is None else "The model is merged already.")
+        found = self.method.fold(dict(self.backbone.clip.named_parameters()), self.patch)
+        if not found:
+            raise UsageError(f"{self.method.name!r} cannot be merged: it is no update of the backbone's weights.")
+        self._merged = {f"clip.{name}": value.detach() for name, value in found.items()}
+
+    def unmerge(self) -> None:
+        """Undo ``merge``."""
+        if self.method is not None:
+            self.method.unfold()
+        self._merged = None
 
     @property
     def pooling(self) -> str:
@@ -102,17 +157,20 @@ class Retriever(nn.Module):
         b, f = frames.shape[:2]
         flat = frames.flatten(0, 1).to(self.device)
         context = Context(f, None if mask is None else mask.bool().to(self.device), self.impl)
-        method = self.method if self.enabled else None
-        places = None if method is None else lambda block: method.vision_places(block, context)
+        method = self.acting
+        places = None if method is None else lambda block: patched(method.vision_places(block, context), self.patch)
         if frames.dtype == torch.uint8:
             embeddings = self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
         else:
             embeddings = self._backbone("encode_image", flat, places).view(b, f, -1)
-        return self.temporal(embeddings, context.mask) if self.temporal is not None and self.enabled else embeddings
+        if self.temporal is None or not self.enabled or not self.patch:
+            return embeddings
+        seen = self.temporal(embeddings, context.mask)
+        return seen if self.patch == 1 else embeddings + self.patch * (seen - embeddings)
 
-    def encode_text(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D)."""
-        method = self.method if self.enabled else None
+    def encode_text(self, texts: Sequence[str] | Tensor, *, image_level: bool = False) -> Tensor:
+        """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D). image_level: for a loss's image-level terms."""
+        method = self.acting
         inserted = method.inserted if method else 0
         if not isinstance(texts, Tensor):
             texts = self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words, inserted=inserted)
@@ -122,22 +180,28 @@ class Retriever(nn.Module):
         if inserted:  # of no word, and below every end of text, so that pooling finds the caption's own
             start = self.backbone.shape.start
             tokens = torch.cat([tokens[:, :start], tokens.new_zeros(len(tokens), inserted), tokens[:, start:]], dim=1)
-        context = Context(impl=self.impl, positions=self.backbone.text_positions)
-        return self._backbone("encode_text", tokens.to(self.device), lambda block: method.text_places(block, context))
+        tokens = tokens.to(self.device)
+        ends = self.backbone.text_ends(tokens)
+        context = Context(impl=self.impl, positions=self.backbone.text_positions, ends=ends, image_level=image_level)
+        return self._backbone("encode_text", tokens, lambda block: patched(method.text_places(block, context), self.patch))
 
     @property
     def logit_scale(self) -> Tensor | float:
         """exp of CLIP's logit scale, at most 100: frozen, unless the method trains it."""
-        tuned = self.method.tuned if self.method is not None and self.enabled else None
+        tuned = self.acting.tuned if self.acting is not None else None
         if tuned is None or "logit_scale" not in tuned.names:
             return self.backbone.logit_scale
-        return tuned["logit_scale"].exp().clamp(max=100)
+        return self._patched("clip.logit_scale", tuned["logit_scale"]).exp().clamp(max=100)
+
+    def _patched(self, name: str, tuned: Tensor) -> Tensor:
+        return tuned if self.patch == 1 else torch.lerp(self.backbone.get_parameter(name), tuned, self.patch)
 
     def _backbone(self, call: str, *arguments: Any, **options: Any) -> Tensor:
         """A call of the backbone, with the weights that the method trains in place of its own."""
-        if self.method is None or not self.enabled or self.method.tuned is None:
+        if self.acting is None or (self.acting.tuned is None and self._merged is None):
             return self.backbone(call, *arguments, **options)
-        tuned = self.method.tuned.mapping()
+        tuned = {} if self.acting.tuned is None else self.acting.tuned.mapping()
+        tuned = {name: self._patched(name, value) for name, value in tuned.items()} | (self._merged or {})
         if not torch.is_grad_enabled():  # as the backbone's own weights are, so that PyTorch takes the same path through them
             tuned = {name: value.detach() for name, value in tuned.items()}
         return functional_call(self.backbone, tuned, (call, *arguments), options)
@@ -155,11 +219,13 @@ class Retriever(nn.Module):
         """All that is needed, beside the trained tensors, to make this model again."""
         if not self.trained:
             raise RunError("A frozen backbone without a method or a trained header has nothing to save.")
-        options = self.method.options() if self.method else {}
+        parts: list[Any] = list(self.method.parts.values()) if isinstance(self.method, Combined) else [self.method] if self.method else []
+        named = [(part.name, {key: value for key, value in part.options().items() if key != "words"}) for part in parts]
         return {
             "xmafast_version": __version__,
-            "method": self.method.name if self.method else None,
-            "options": {key: value for key, value in options.items() if key != "words"},
+            "method": named[0][0] if named else None,
+            "options": named[0][1] if named else {},
+            "plugs": named[1:],
             "header": self.header,
             "temperature": self.temperature,
             "words": self.words,
@@ -247,7 +313,9 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
             f"sha256 {wanted['sha256'][:12]}… and not {backbone.fingerprint[:12]}…."
         )
     try:
-        retriever = Retriever(backbone, method, config["header"], words=config["words"], temperature=config["temperature"], **options)
+        plugs = [(str(name), dict(given)) for name, given in config.get("plugs", ())]
+        kept = {"words": config["words"], "temperature": config["temperature"]}
+        retriever = Retriever(backbone, method, config["header"], plugs=plugs, **kept, **options)
     except (KeyError, UsageError) as error:
         raise RunError(f"{folder / CONFIG} does not describe a method that this version knows: {error}") from error
     retriever.restore(folder / WEIGHTS)

@@ -28,6 +28,7 @@ class Tower:
     width: int
     prefix: int
     grid: tuple[int, int]
+    rotary = False
 
     @property
     def tokens(self) -> int:
@@ -82,6 +83,7 @@ class TimmTower(Tower):
         self.visual, self.trunk = visual, visual.trunk
         self.blocks, self.width = list(self.trunk.blocks), self.trunk.embed_dim
         self.prefix, self.grid = self.trunk.num_prefix_tokens, self.trunk.patch_embed.grid_size
+        self.rotary = getattr(self.trunk, "rope", None) is not None
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.trunk._pos_embed(self.trunk.patch_embed(images))

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for
 from xmafast.cache import FrameReader, open_splits
 from xmafast.cache.lock import locked
-from xmafast.embeddings import autocast
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import protocol, rank_cache
 from xmafast.files import is_scratch, write_atomically
 from xmafast.headers import SeqTransf
-from xmafast.losses import contrastive_loss
-from xmafast.methods import METHODS
+from xmafast.losses import total_loss
+from xmafast.methods import Plug
 from xmafast.retriever import WEIGHTS, Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
@@ -89,6 +88,7 @@ def train(
     out: str | Path,
     *,
     method: str | None = "cross-modal",
+    plugs: Sequence[Plug] = (),
     backbone: Backbone | str | None = None,
     pretrained: str | None = None,
     header: str | None = None,
@@ -106,9 +106,9 @@ def train(
 
     cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
-    default. method: None trains the header alone, where it is one that trains. epochs, batch_size, lr, train_frames: None takes the
-    data set's and the method's defaults. impl: which kernels run, ``auto``, ``eager`` or ``triton``. options: the method's, as
-    ``bottleneck=8, shared=16``.
+    default. method: None trains the header alone, where it is one that trains. plugs: methods that act beside it.
+    epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. impl: which kernels run, ``auto``,
+    ``eager`` or ``triton``. options: the method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -123,9 +123,8 @@ def train(
     if not isinstance(backbone, Backbone):
         backbone = backbone_for(attributes, backbone, pretrained)
     torch.manual_seed(seed)
-    if method in METHODS and "frames" in METHODS[method].known_options():
-        options.setdefault("frames", split[0].shape[1])  # its positions are made for so many
-    retriever = Retriever(backbone, method, header, words=words, impl=impl, **options).to(best_device())
+    options.setdefault("frames", split[0].shape[1])  # positions are made for so many
+    retriever = Retriever(backbone, method, header, plugs=plugs, words=words, impl=impl, **options).to(best_device())
     if not retriever.trained:
         raise UsageError("There is nothing to train: without a method, name a header that trains (--header seqTransf).")
     recipe = Recipe(
@@ -297,10 +296,7 @@ def _loss(retriever: Retriever, cache: FrameReader, batch: Batch, train_frames: 
         drawn = torch.from_numpy(_draw_frames(cache.num_frames[rows], frames.shape[1], train_frames, generator))
         frames, mask = frames[torch.arange(len(rows))[:, None], drawn], mask.gather(1, drawn)
     texts = [cache.captions[row][caption] for row, caption in batch]
-    with autocast(retriever.device):
-        video = retriever.encode_frames(frames, mask)
-        text = retriever.encode_text(texts)
-    return contrastive_loss(retriever, text.float(), video.float(), mask, torch.from_numpy(rows).to(text.device))
+    return total_loss(retriever, texts, frames, mask, torch.from_numpy(rows))
 
 
 def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -197,7 +197,7 @@ def _features(frames: FrameReader, rows: np.ndarray, backbone: Backbone, level: 
     """Of each row the features of its real frames (n, ...)."""
     import torch
 
-    from xmafast.embeddings import autocast
+    from xmafast.precision import autocast
 
     data, mask = frames.read(rows)
     with torch.inference_mode(), autocast(backbone.mean.device):

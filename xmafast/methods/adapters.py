@@ -165,6 +165,7 @@ class Convpass(BothEncoders):
     """
 
     name = "convpass"
+    fixed_tokens = True
     adapts = "beside attention and MLP, over neighbouring patches (vision); after the MLP (text)"
     paper = "Convpass, Jie and Deng, arXiv 2207.07039"
     licence = "MIT"
@@ -225,6 +226,7 @@ class STAdapter(BothEncoders):
     """bottleneck: channels of the vision adapters; text_bottleneck and norm: of the text's. Tokens before the patches are not adapted."""
 
     name = "st-adapter"
+    fixed_tokens = True
     adapts = "before each block, over neighbouring frames (vision); after the MLP (text)"
     paper = "ST-Adapter, Pan et al., NeurIPS 2022, arXiv 2206.13559"
     licence = "MIT"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,24 @@ from xmafast.blocks import Places
 from xmafast.errors import UsageError
 from xmafast.methods.tuned import Tuned
 
+if TYPE_CHECKING:
+    from xmafast.retriever import Retriever
+
+
+@dataclass
+class Layout:
+    """How the tokens of the batch stand in the block that runs; a method that moves them keeps it, and others read it.
+
+    clips: sequences of a video, 0 as long as none has been moved; prefix: class tokens of each, tokens: of a frame at the start. size:
+    (sequences, T), how many of a frame's tokens each stands for, 0 for padding. metric: what tokens are compared by.
+    """
+
+    clips: int = 0
+    prefix: int = 0
+    tokens: int = 0
+    size: Tensor | None = None
+    metric: Tensor | None = None
+
 
 @dataclass(frozen=True)
 class Context:
@@ -22,12 +40,30 @@ class Context:
 
     frames: F, the frames of each video (1 for single images and for text); mask: (B // F, F) bool, true where a frame is real.
     impl: auto, eager or triton, to be handed to ``xmafast.kernels``. positions: of text, its positional embedding (context length, W).
+    ends: of text, where its embedding is read (B,). image_level: of text, that this pass is for the image-level terms of a loss.
+    layout: see ``Layout``.
     """
 
     frames: int = 1
     mask: Tensor | None = None
     impl: str = "auto"
     positions: Tensor | None = None
+    ends: Tensor | None = None
+    image_level: bool = False
+    layout: Layout = field(default_factory=Layout)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method's own loss terms may use: texts and frames as they came, their embeddings, mask (N, F), groups (N,)."""
+
+    retriever: Retriever
+    texts: list[str]
+    frames: Tensor
+    mask: Tensor
+    text: Tensor
+    video: Tensor
+    groups: Tensor
 
 
 class Method(nn.Module):
@@ -43,6 +79,10 @@ class Method(nn.Module):
     paper: ClassVar[str]  # its citation
     licence: ClassVar[str]  # of the published code, none of which is here
     default_header: ClassVar[str]
+    fixed_tokens: ClassVar[bool] = False  # it needs every token of a frame in its place
+    moves_tokens: ClassVar[bool] = False  # it merges or drops some
+    rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
+    scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 
     def __init__(self) -> None:
@@ -82,6 +122,20 @@ class Method(nn.Module):
 
     def text_places(self, block: int, context: Context) -> Places:
         raise NotImplementedError
+
+    def extra_loss(self, batch: Batch) -> Tensor | None:
+        """Terms that training adds to the contrastive loss."""
+        return None
+
+    def fold(self, own: Mapping[str, Tensor], patch: float = 1.0) -> dict[str, Tensor]:
+        """Put what can be merged into the backbone's weights, and let it rest.
+
+        own: the backbone's tensors. Returns those that change, by name; empty where nothing can be merged.
+        """
+        return {}
+
+    def unfold(self) -> None:
+        """Take up again what ``fold`` let rest."""
 
     @property
     def trainable(self) -> int:

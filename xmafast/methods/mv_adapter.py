@@ -212,6 +212,7 @@ class MVAdapter(Method):
     """
 
     name = "mv-adapter"
+    fixed_tokens = True
     family = "adapter"
     adapts = "after the MLP of both encoders, over frames and words; the last blocks tied"
     paper = "MV-Adapter, Jin et al., CVPR 2024, arXiv 2301.07868"

@@ -48,6 +48,8 @@ class Prompts(Method):
 
     family = "prompt"
     licence = "MIT"
+    fixed_tokens = True
+    scalable = False
     default_header = "text-conditioned"
     default_lr = 1e-3
 
@@ -131,6 +133,7 @@ class CoOp(Prompts):
 
     name = "coop"
     adapts = "context words before the first text block"
+    fixed_tokens = False  # of images
     paper = "CoOp, Zhou et al., IJCV 2022, arXiv 2109.01134"
 
     def __init__(self, shape: Shape, tokens: int = 4) -> None:
