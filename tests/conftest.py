@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import demo_split, shallow
+from support import SMALL_TEXT, SMALL_TRUNK, demo_split, shallow, shallow_timm
 
 from xmafast.backbone import Backbone, load_backbone
 from xmafast.cache import build_cache
@@ -32,6 +32,30 @@ def vit_b16() -> Backbone:
 @pytest.fixture(scope="session")
 def vit_l14() -> Backbone:
     return shallow("ViT-L-14", vision=4, text=2)
+
+
+@pytest.fixture(scope="session")
+def siglip_b16() -> Backbone:
+    """At its real widths."""
+    return shallow_timm("ViT-B-16-SigLIP")
+
+
+@pytest.fixture(scope="session")
+def siglip() -> Backbone:
+    """No class token, attention pooling, no projection; a text encoder without causal mask or start of text."""
+    return shallow_timm("ViT-B-16-SigLIP", vision=4, trunk=SMALL_TRUNK, **SMALL_TEXT)
+
+
+@pytest.fixture(scope="session")
+def eva02() -> Backbone:
+    """Rotary positions, q, k and v projected one by one, a norm inside attention and MLP."""
+    return shallow_timm("EVA02-B-16", trunk=SMALL_TRUNK, **SMALL_TEXT)
+
+
+@pytest.fixture(scope="session")
+def pe_core() -> Backbone:
+    """Rotary positions, a fused projection, class token and attention pooling."""
+    return shallow_timm("PE-Core-B-16", trunk=SMALL_TRUNK, **SMALL_TEXT)
 
 
 @pytest.fixture(scope="session")

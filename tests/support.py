@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from xmafast.backbone import Backbone
+from xmafast.backbone import DEMO, Backbone
 from xmafast.cache.decode import resolve_decoder
 from xmafast.datasets import demo
 from xmafast.datasets.base import Split, Video
@@ -28,6 +31,34 @@ def shallow(name: str, vision: int = 2, text: int = 2, **changes: object) -> Bac
     torch.manual_seed(0)
     clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     return Backbone(name, "none", clip, SimpleTokenizer(), PREPROCESS)
+
+
+def shallow_timm(name: str, vision: int = 2, text: int = 2, trunk: dict | None = None, **text_changes: object) -> Backbone:
+    """A named open_clip model around a timm tower, with random weights, few blocks and the demo's small vocabulary.
+
+    trunk: what else to change of timm's tower, by timm's names. Weights that timm starts at zero, or next to it, do not: a bias or a
+    head that a forward leaves out has to show.
+    """
+    trunk = {"depth": vision, **(trunk or {})}
+    tokenizer = SimpleTokenizer(bpe_path=str(DEMO / "bpe.txt.gz"))
+    config = copy.deepcopy(open_clip.get_model_config(name))
+    config["text_cfg"] |= {"layers": text, "vocab_size": tokenizer.vocab_size, **text_changes}
+    if "img_size" in trunk:
+        config["vision_cfg"]["image_size"] = trunk["img_size"]
+    if "embed_dim" in trunk and config["vision_cfg"]["timm_proj"] == "none":  # the trunk's width is the common space's
+        config["embed_dim"] = trunk["embed_dim"]
+    custom = config.pop("custom_text", False)
+    torch.manual_seed(0)
+    with mock.patch.object(timm, "create_model", partial(timm.create_model, **trunk)):
+        clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    for key, parameter in clip.named_parameters():
+        if key.endswith("bias") or ".gamma_" in key or key == "visual.trunk.head.weight":
+            torch.nn.init.normal_(parameter, std=0.05)
+    return Backbone(name, "none", clip, tokenizer, PREPROCESS)
+
+
+SMALL_TRUNK = {"img_size": 64, "embed_dim": 192, "num_heads": 3}
+SMALL_TEXT = {"width": 128, "heads": 2, "context_length": 24}
 
 
 def demo_split(name: str, count: int, root: Path = demo.ROOT) -> Split:

@@ -185,7 +185,7 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attends: Tensor | None, p
     at = [EMPTY if places is None else places(i) for i in range(len(blocks))]
     following = [_first_norm(block) if isinstance(p.after_mlp, MapThenNorm) else None for block, p in zip(blocks[1:], at, strict=False)]
     h = None
-    for block, place, norm in zip(blocks, at, [*following, None], strict=True):
+    for block, place, norm in zip(blocks, at, [*following, None][: len(blocks)], strict=True):
         forward, _ = FAMILIES[type(block)]
         x, h = forward(block, x, attends, place, h, norm)
     return x
@@ -253,7 +253,7 @@ def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places) 
 def _timm_attention(attn: Any, h: Tensor, rope: Tensor | None, places: Places) -> Tensor:
     """The attention of timm's blocks, step by step, its projection fused or split in three."""
     if attn.qkv is None:
-        parts = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
+        parts: Sequence[Tensor] = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
     elif getattr(attn, "q_bias", None) is not None:
         parts = F.linear(h, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1)
     else:

@@ -70,9 +70,9 @@ class HubTokenizer:
                 "run `pip install transformers sentencepiece`, or encode token ids in place of texts."
             ) from error
         except Exception as error:
-            place = f"the folder {self.folder}" if self.folder else "this machine, and could not be downloaded"
+            place = f"in the folder {self.folder}" if self.folder else "on this machine, and could not be downloaded"
             raise BackboneError(
-                f"The tokenizer {self.source!r} of {self.model} is not in {place}: {first_line(error)}. "
+                f"The tokenizer {self.source!r} of {self.model} is not {place}: {first_line(error)}. "
                 "Be online once, so that it is stored, or put its files and open_clip_config.json beside the weights file."
             ) from error
         finally:

@@ -1,5 +1,7 @@
 """AdaptFormer, Convpass, ST-Adapter: their formulas written out a second time, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,20 +11,21 @@ from xmafast.methods import build_method
 from xmafast.methods.base import Context
 
 SMALL = Shape(24, 2, 16, 2, 16, 1000)
+PREFIXES = pytest.mark.parametrize("prefix", [0, 1, 3], ids=["no class token", "a class token", "registers"])
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}
 
 
-def random(name, **options):
+def random(name, prefix=1, **options):
     torch.manual_seed(0)
-    method = build_method(name, SMALL, bottleneck=6, **options).double()
+    method = build_method(name, replace(SMALL, prefix=prefix), bottleneck=6, **options).double()
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
     return method
 
 
-def tokens(b=4, p=9, d=24):
-    return torch.randn(b, 1 + p, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def tokens(b=4, p=9, d=24, prefix=1):
+    return torch.randn(b, prefix + p, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def gelu(x):
@@ -66,11 +69,12 @@ def convolved(image, conv, depthwise):
     return out
 
 
+@PREFIXES
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
-def test_convpass(depthwise, normed):
-    method = random("convpass", depthwise=depthwise, norm=normed)
-    x, h = tokens(), tokens().flip(0)
+def test_convpass(depthwise, normed, prefix):
+    method = random("convpass", prefix, depthwise=depthwise, norm=normed)
+    x, h = tokens(prefix=prefix), tokens(prefix=prefix).flip(0)
     places = method.vision_places(1, Context(2))
     for site, found in (("attention", places.parallel_attention(x, h)), ("mlp", places.parallel_mlp(x, h))):
         s = method.vision[1][site]
@@ -78,18 +82,19 @@ def test_convpass(depthwise, normed):
         d = gelu(read @ s.down.weight.T + s.down.bias)
         expected = torch.empty_like(x)
         for b in range(len(x)):
-            patches = convolved(d[b, 1:].T.reshape(6, 3, 3), s.conv, depthwise).reshape(6, 9).T
-            cls = convolved(d[b, 0].reshape(6, 1, 1), s.conv, depthwise).reshape(1, 6)
-            expected[b] = 0.1 * (gelu(torch.cat([cls, patches])) @ s.up.weight.T + s.up.bias)
+            patches = convolved(d[b, prefix:].T.reshape(6, 3, 3), s.conv, depthwise).reshape(6, 9).T
+            alone = [convolved(d[b, i].reshape(6, 1, 1), s.conv, depthwise).reshape(1, 6) for i in range(prefix)]
+            expected[b] = 0.1 * (gelu(torch.cat([*alone, patches])) @ s.up.weight.T + s.up.bias)
         torch.testing.assert_close(found, expected.detach(), **CLOSE)
 
 
-def test_st_adapter_looks_at_neighbouring_real_frames_and_leaves_the_class_token():
-    method, x = random("st-adapter"), tokens(b=6)
+@PREFIXES
+def test_st_adapter_looks_at_neighbouring_real_frames_and_leaves_what_stands_before_the_patches(prefix):
+    method, x = random("st-adapter", prefix), tokens(b=6, prefix=prefix)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     found = method.vision_places(1, Context(3, mask)).before(x)
     s = method.vision[1]
-    d = (x[:, 1:] @ s.down.weight.T + s.down.bias).reshape(2, 3, 9, 6)
+    d = (x[:, prefix:] @ s.down.weight.T + s.down.bias).reshape(2, 3, 9, 6)
     expected = x.clone()
     for b in range(2):
         for f in range(3):
@@ -97,11 +102,11 @@ def test_st_adapter_looks_at_neighbouring_real_frames_and_leaves_the_class_token
             for step, k in ((-1, 0), (0, 1), (1, 2)):
                 if 0 <= f + step < 3 and mask[b, f + step]:
                     c += s.weight[:, k] * d[b, f + step]
-            expected[3 * b + f, 1:] += c @ s.up.weight.T + s.up.bias
+            expected[3 * b + f, prefix:] += c @ s.up.weight.T + s.up.bias
     torch.testing.assert_close(found, expected, **CLOSE)
-    assert torch.equal(found[:, 0], x[:, 0])
+    assert torch.equal(found[:, :prefix], x[:, :prefix])
     alone = method.vision_places(1, Context(1)).before(x[:1])  # an image is a video of one frame
-    assert alone.shape == (1, 10, 24)
+    assert alone.shape == (1, prefix + 9, 24)
 
 
 def test_frames_of_padding_never_reach_real_ones():

@@ -4,9 +4,10 @@ import torch
 from safetensors.torch import save_file
 from support import shallow
 
-from xmafast.backbone import backbone_shape, load_backbone
+from xmafast.backbone import backbone_input, backbone_shape, load_backbone, meta_backbone, usable_backbones
 from xmafast.blocks import Places
 from xmafast.errors import BackboneError, UsageError
+from xmafast.methods import METHODS, build_method
 
 CAPTIONS = ["a red heart", "a dog runs over the grass and a cat looks on"]
 
@@ -29,6 +30,17 @@ def images(backbone, n=2):
 def test_features_equal_open_clips_to_the_bit(changes):
     backbone = shallow(**changes)
     tokens, x = backbone.tokenize(CAPTIONS), images(backbone)
+    with torch.no_grad():
+        assert torch.equal(backbone.encode_image(x), backbone.clip.encode_image(x))
+        assert torch.equal(backbone.encode_text(tokens), backbone.clip.encode_text(tokens))
+
+
+def test_features_of_a_tower_that_averages_patches_equal_open_clips_to_the_bit():
+    """CLIPA: no first LayerNorm, the last one after the pooling, a text encoder without causal mask that pools its last position."""
+    text = open_clip.get_model_config("ViT-L-14-CLIPA")["text_cfg"] | {"vocab_size": 49408}
+    backbone = shallow("ViT-L-14-CLIPA", text_cfg=text)
+    tokens, x = backbone.tokenize(CAPTIONS), images(backbone)
+    assert tokens.shape == (2, 32)
     with torch.no_grad():
         assert torch.equal(backbone.encode_image(x), backbone.clip.encode_image(x))
         assert torch.equal(backbone.encode_text(tokens), backbone.clip.encode_text(tokens))
@@ -113,8 +125,14 @@ def test_names_that_cannot_be_used_are_refused_in_one_sentence():
     for name, reason in (
         ("RN50", "ResNet"),
         ("convnext_base", "a ConvNeXt"),
+        ("swin_base_patch4_window7_224", "a Swin"),
+        ("ViTamin-L", "a ViTamin"),
+        ("vit_relpos_medium_patch16_cls_224", "relative positions"),
+        ("MobileCLIP-S1", "a FastViT"),
+        ("MobileCLIP-B", "a stack of convolutions"),
         ("coca_ViT-B-32", "captioning"),
-        ("roberta-ViT-B-32", "text tower"),
+        ("roberta-ViT-B-32", "text tower is roberta-base"),
+        ("nllb-clip-base-siglip", "text tower is facebook/nllb"),
     ):
         with pytest.raises(UsageError, match=reason):
             backbone_shape(name)
@@ -154,3 +172,57 @@ def test_shape_without_weights():
     shape = backbone_shape("ViT-L/14")
     assert (shape.vision_width, shape.vision_depth, shape.text_width, shape.text_depth) == (1024, 24, 768, 12)
     assert shape.parameters == 427_616_513
+
+
+def widths(shape):
+    return shape.vision_width, shape.vision_depth, shape.text_width, shape.text_depth, shape.embed_dim
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "before", "side"),
+    [
+        ("ViT-B-32", (768, 12, 512, 12, 512), (1, 1, True), 224),
+        ("ViT-B-16", (768, 12, 512, 12, 512), (1, 1, True), 224),
+        ("ViT-L-14-336", (1024, 24, 768, 12, 768), (1, 1, True), 336),
+        ("ViT-H-14-worldwide", (1280, 32, 1024, 24, 1024), (1, 1, True), 224),
+        ("ViT-L-14-worldwide", (1024, 24, 768, 12, 768), (1, 0, True), 224),
+        ("ViT-L-14-CLIPA", (1024, 24, 768, 12, 768), (1, 0, False), 224),
+        ("ViT-B-16-SigLIP", (768, 12, 768, 12, 768), (0, 0, False), 224),
+        ("ViT-SO400M-14-SigLIP-384", (1152, 27, 1152, 27, 1152), (0, 0, False), 384),
+        ("ViT-gopt-16-SigLIP2-256", (1536, 40, 1152, 27, 1536), (0, 0, False), 256),
+        ("PE-Core-B-16", (768, 12, 1024, 24, 1024), (1, 1, True), 224),
+        ("PE-Core-bigG-14-448", (1536, 50, 1280, 24, 1280), (0, 1, True), 448),
+        ("EVA02-B-16", (768, 12, 512, 12, 512), (1, 1, True), 224),
+        ("EVA02-E-14", (1792, 64, 1024, 24, 1024), (1, 1, True), 224),
+    ],
+)
+def test_the_shape_of_a_dozen_backbones(name, expected, before, side):
+    shape = backbone_shape(name)
+    assert widths(shape) == expected
+    assert (shape.prefix, shape.start, shape.causal) == before
+    assert backbone_input(name) == side
+
+
+@pytest.mark.slow
+def test_every_name_of_open_clip_is_taken_with_every_method_or_refused_in_one_sentence():
+    """Sizes from the configuration alone; a tower that is built otherwise than it says would not fit."""
+    usable = set(usable_backbones())
+    assert {"ViT-B-32", "ViT-B-16-SigLIP", "ViT-SO400M-16-SigLIP2-512", "PE-Core-L-14-336", "EVA02-L-14"} <= usable
+    for name in open_clip.list_models():
+        if name not in usable:
+            with pytest.raises(UsageError, match=r"^Backbone '.*' cannot be used: it.*, as ViT-B-32 or ViT-B-16-SigLIP\.$"):
+                meta_backbone(name)
+            continue
+        config, backbone = open_clip.get_model_config(name), meta_backbone(name)
+        shape, vision, text = backbone.shape, config["vision_cfg"], config["text_cfg"]
+        assert backbone_input(name) == backbone.image_size
+        assert (shape.text_width, shape.text_depth, shape.embed_dim) == (text["width"], text["layers"], config["embed_dim"])
+        if not vision.get("timm_model_name"):
+            assert (shape.vision_width, shape.vision_depth) == (vision["width"], vision["layers"])
+        with torch.device("meta"):
+            for method in METHODS:
+                assert build_method(method, shape).trainable > 0, (name, method)
+            images = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
+            tokens = torch.zeros(1, shape.context_length, dtype=torch.long)
+            assert backbone.encode_image(images).shape == backbone.encode_text(tokens).shape == (1, shape.embed_dim)
+            assert backbone.tower.embed(images).shape[1:] == backbone.feature_shape("tokens")

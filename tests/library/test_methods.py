@@ -31,7 +31,10 @@ COMPARED = {"bottleneck": 128, "sites": "mlp", "norm": True, "train_biases": Tru
 EXACT = ("mv-adapter", "adaptformer", "convpass", "st-adapter", "full", "partial", "projection", "bias")
 
 
-@pytest.fixture(params=["demo_backbone", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_b32", "vit_b16", "vit_l14"))])
+FULL_WIDTH = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16")
+
+
+@pytest.fixture(params=["demo_backbone", "siglip", "eva02", *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_WIDTH)])
 def backbone(request):
     return request.getfixturevalue(request.param)
 

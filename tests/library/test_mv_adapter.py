@@ -1,6 +1,7 @@
 """MV-Adapter: its formula written out a second time, its published sizes, and what it may not see."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,11 +48,12 @@ def tied(weight, branch, factor, end):
     return torch.einsum("i,oi->oi" if branch.tying.endswith("in") else "o,oi->oi", beta, weight)
 
 
-def video(f, b, mask, factor):
-    """One video: f (F, 1 + P, D), mask (F,) -> A(f), by the paper's steps."""
+def video(f, b, mask, factor, prefix=1):
+    """One video: f (F, prefix + P, D), mask (F,) -> A(f), by the paper's steps; without a class token, by ours."""
     frames = len(f)
     d = gelu(f @ tied(b.down_weight, b, factor, "down").T + b.down_bias)
-    sequence = torch.stack([b.cc, *d[:, 0], *d[:, 1:].mean(1)]) + b.positions[: 2 * frames + 1]
+    mean = d[:, prefix:].mean(1)
+    sequence = torch.stack([b.cc, *(d[:, 0] if prefix else mean), *mean]) + b.positions[: 2 * frames + 1]
     keys = torch.cat([torch.ones(1, dtype=torch.bool), mask, mask])
     z = gelu(block(norm(sequence, b.norm_pre), b.transformer, keys.expand(len(keys), -1)))
     out = []
@@ -59,20 +61,22 @@ def video(f, b, mask, factor):
         cls, patch, c = z[1 + i], z[1 + frames + i], b.calibration
         u = torch.cat([cls + patch, c.context.weight @ z[0] + c.context.bias]) * mask[i]
         alpha = 1 + c.out.weight @ torch.relu(c.hidden.weight @ u + c.hidden.bias)
-        up = torch.einsum("i,oi,i->o", alpha, tied(b.up_weight, b, factor, "up"), cls) + b.up_bias
-        out.append(torch.cat([up[None], d[i, 1:] @ b.up_weight.T + b.up_bias]))
+        up = torch.einsum("i,oi,i->o", alpha, tied(b.up_weight, b, factor, "up"), cls)
+        others = d[i, min(prefix, 1) :] @ b.up_weight.T + b.up_bias
+        out.append(torch.cat([up[None] + b.up_bias, others]) if prefix else others + up)
     return torch.stack(out)
 
 
-def text(f, b, factor):
+def text(f, b, factor, causal=True):
     d = norm(f @ tied(b.down_weight, b, factor, "down").T + b.down_bias + b.positions[: len(f)], b.norm_pre)
-    z = gelu(block(d, b.transformer, torch.ones(len(f), len(f), dtype=torch.bool).tril()))
+    visible = torch.ones(len(f), len(f), dtype=torch.bool)
+    z = gelu(block(d, b.transformer, visible.tril() if causal else visible))
     return z @ tied(b.up_weight, b, factor, "up").T + b.up_bias
 
 
-def random(**options):
+def random(shape=SMALL, **options):
     torch.manual_seed(0)
-    method = build_method("mv-adapter", SMALL, bottleneck=8, frames=4, words=7, factor=5, **options).double()
+    method = build_method("mv-adapter", shape, bottleneck=8, frames=4, words=7, factor=5, **options).double()
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
@@ -91,6 +95,27 @@ def test_both_branches_are_the_papers_formula(tying):
         torch.testing.assert_close(found, y + 0.1 * expected, rtol=1e-6, atol=1e-8)
         found = method.text_places(i, Context()).after_mlp(words)
         torch.testing.assert_close(found, words + 0.1 * torch.stack([text(w, method.text[i], factor) for w in words]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("tying", ["down-in", "up-out"])
+@pytest.mark.parametrize("prefix", [0, 3], ids=["no class token", "registers"])
+def test_our_formula_for_towers_without_a_class_token_and_with_registers(prefix, tying):
+    method = random(replace(SMALL, prefix=prefix), tying=tying, tied=2)
+    y, mask = torch.randn(2 * 3, prefix + 4, 24, dtype=torch.float64), torch.tensor([[True] * 3, [True, True, False]])
+    for i in range(3):
+        factor = method.shared[i - 1] if i else None
+        found = method.vision_places(i, Context(3, mask)).after_mlp(y)
+        expected = torch.cat([video(y[3 * j : 3 * j + 3], method.vision[i], mask[j], factor, prefix) for j in range(2)])
+        torch.testing.assert_close(found, y + 0.1 * expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_text_encoder_without_a_causal_mask_is_read_whole():
+    method = random(replace(SMALL, causal=False, context_length=9), tied=0)
+    words = torch.randn(2, 9, 16, dtype=torch.float64)
+    assert method.options()["words"] == 9
+    found = method.text_places(1, Context()).after_mlp(words)
+    expected = torch.stack([text(w, method.text[1], None, causal=False) for w in words])
+    torch.testing.assert_close(found, words + 0.1 * expected, rtol=1e-6, atol=1e-8)
 
 
 def test_a_norm_on_the_input_is_part_of_it_where_asked():

@@ -1,0 +1,74 @@
+"""What comes from the model hub comes when it is needed, and says in one sentence that it could not."""
+
+import open_clip
+import pytest
+import torch
+
+from xmafast.backbone import load_backbone
+from xmafast.errors import BackboneError
+from xmafast.hub import HubTokenizer
+
+NAME, SOURCE = "ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def no_network(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+
+
+def test_a_backbone_without_its_tokenizers_files_counts_and_encodes_ids(siglip, offline, monkeypatch):
+    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
+    backbone = load_backbone(NAME, "none")
+    assert backbone.encode_text(torch.ones(1, 24, dtype=torch.long)).shape == (1, 192)
+    with pytest.raises(BackboneError, match=f"The tokenizer '{SOURCE}' of {NAME} is not on this machine.*Be online once") as caught:
+        backbone.tokenize(["a heart"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [("ViT-B-16-SigLIP", 0.5), ("PE-Core-B-16", 0.5), ("ViT-B-32", open_clip.OPENAI_DATASET_MEAN[0]), ("ViT-L-14-CLIPA", 0.485)],
+)
+def test_random_and_local_weights_are_normalised_as_the_models_first_tag_is(siglip, monkeypatch, name, mean):
+    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
+    assert load_backbone(name, "none").mean[0, 0].item() == pytest.approx(mean)
+
+
+def test_a_tokenizer_is_loaded_once_with_the_first_caption(monkeypatch):
+    calls = []
+
+    def get_tokenizer(name):
+        calls.append(name)
+        return lambda texts, context_length: torch.zeros(len(texts), context_length)
+
+    monkeypatch.setattr("xmafast.hub.reachable", lambda *arguments: True)
+    monkeypatch.setattr(open_clip, "get_tokenizer", get_tokenizer)
+    tokenizer = HubTokenizer(NAME, SOURCE)
+    assert calls == []
+    assert tokenizer(["a", "b"], context_length=5).shape == (2, 5)
+    tokenizer(["c"], context_length=5)
+    assert calls == [NAME]
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    def get_tokenizer(name):
+        raise ModuleNotFoundError("No module named 'transformers'")
+
+    monkeypatch.setattr("xmafast.hub.reachable", lambda *arguments: True)
+    monkeypatch.setattr(open_clip, "get_tokenizer", get_tokenizer)
+    with pytest.raises(BackboneError, match=r"No module named 'transformers'\); run `pip install transformers sentencepiece`"):
+        HubTokenizer(NAME, SOURCE)(["a"])
+
+
+def test_a_tokenizer_beside_a_local_weights_file_is_taken_from_there(siglip, offline, monkeypatch, tmp_path):
+    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
+    monkeypatch.setattr("xmafast.backbone._load_file", lambda clip, path, name: clip)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: lambda texts, context_length: name)
+    for file in ("open_clip_model.safetensors", "open_clip_config.json"):
+        (tmp_path / file).touch()
+    backbone = load_backbone(NAME, str(tmp_path / "open_clip_model.safetensors"))
+    assert backbone.tokenize(["a"]) == f"local-dir:{tmp_path}"
