@@ -253,11 +253,11 @@ def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places) 
 def _timm_attention(attn: Any, h: Tensor, rope: Tensor | None, places: Places) -> Tensor:
     """The attention of timm's blocks, step by step, its projection fused or split in three."""
     if attn.qkv is None:
-        parts: Sequence[Tensor] = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
+        parts = [attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)]
     elif getattr(attn, "q_bias", None) is not None:
-        parts = F.linear(h, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1)
+        parts = list(F.linear(h, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, dim=-1))
     else:
-        parts = attn.qkv(h).chunk(3, dim=-1)
+        parts = list(attn.qkv(h).chunk(3, dim=-1))
     qkv = torch.cat(parts, dim=-1)
     qkv = qkv if places.qkv is None else places.qkv(h, qkv)
     q, k, v = _heads(qkv.split([part.shape[-1] for part in parts], dim=-1), attn.head_dim)

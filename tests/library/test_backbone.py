@@ -206,7 +206,7 @@ def test_the_shape_of_a_dozen_backbones(name, expected, before, side):
 @pytest.mark.slow
 def test_every_name_of_open_clip_is_taken_with_every_method_or_refused_in_one_sentence():
     """Sizes from the configuration alone; a tower that is built otherwise than it says would not fit."""
-    usable = set(usable_backbones())
+    usable, run = set(usable_backbones()), set()
     assert {"ViT-B-32", "ViT-B-16-SigLIP", "ViT-SO400M-16-SigLIP2-512", "PE-Core-L-14-336", "EVA02-L-14"} <= usable
     for name in open_clip.list_models():
         if name not in usable:
@@ -222,6 +222,10 @@ def test_every_name_of_open_clip_is_taken_with_every_method_or_refused_in_one_se
         with torch.device("meta"):
             for method in METHODS:
                 assert build_method(method, shape).trainable > 0, (name, method)
+            tower = str(vision)
+            if tower in run:
+                continue
+            run.add(tower)
             images = torch.zeros(1, 3, backbone.image_size, backbone.image_size)
             tokens = torch.zeros(1, shape.context_length, dtype=torch.long)
             assert backbone.encode_image(images).shape == backbone.encode_text(tokens).shape == (1, shape.embed_dim)
