@@ -235,9 +235,18 @@ def test_wrappings_prefixes_leftovers_and_half_precision_change_nothing(method):
         assert torch.equal(found.encode_text(tokens), expected.encode_text(tokens))
 
 
-@pytest.mark.parametrize("method", official.MAKERS)
-def test_every_missing_and_every_unknown_tensor_is_named(method):
-    state = official.MAKERS[method]()
+FORMS = [
+    ("cross-modal", {}),
+    ("cross-modal", {"shared": 0}),
+    ("cross-modal", {"shared": TEXT}),
+    ("mv-adapter", {}),
+    ("mv-adapter", {"tied": (2,), "wide": False, "norm": True}),
+]
+
+
+@pytest.mark.parametrize(("method", "form"), FORMS, ids=str)
+def test_every_missing_and_every_unknown_tensor_is_named(method, form):
+    state = official.MAKERS[method](**form)
     for name in state:
         with pytest.raises(RunError, match="no tensor") as error:
             import_official(method, {other: value for other, value in state.items() if other != name})
@@ -252,9 +261,9 @@ def test_every_missing_and_every_unknown_tensor_is_named(method):
 FREE = ("token_embedding.weight", "clip.positional_embedding")
 
 
-@pytest.mark.parametrize("method", official.MAKERS)
-def test_every_tensor_of_another_shape_is_named(method):
-    state = official.MAKERS[method]()
+@pytest.mark.parametrize(("method", "form"), FORMS, ids=str)
+def test_every_tensor_of_another_shape_is_named(method, form):
+    state = official.MAKERS[method](**form)
     for name, value in state.items():
         if name.endswith(FREE):
             continue

@@ -148,12 +148,13 @@ def _named(published: Published, split: bool, named: Backbone) -> Clip:
 
 
 def _layout(depths: dict[str, int], split: bool) -> Layout:
-    return OUTSIDE | {
+    blocks = {
         block_prefix(encoder, block) + name: axes
         for encoder, width in ENCODERS.items()
         for block in range(depths[encoder])
         for name, axes in block_layout(width, split).items()
     }
+    return {**OUTSIDE, **blocks}
 
 
 def _depth(published: Published, encoder: str, split: bool) -> int:
@@ -188,7 +189,7 @@ def _as_open_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _as_split(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's names -> MV-Adapter's."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
         for ours, theirs in SPLIT_NORMS.items():
             name = name.replace(f".{ours}.", f".{theirs}.")

@@ -43,8 +43,8 @@ def read(published: Published, named: Backbone | None = None) -> Retriever:
     tensors |= {name: torch.empty(lengths) for name, lengths in left_out.items()}
     published.finish()
 
-    options = {"bottleneck": r, "shared": s, "train_biases": bool(clip.biases)}
-    retriever = Retriever(clip.build(), "cross-modal", "text-conditioned", temperature=5.0, **options)
+    biases = bool(clip.biases)
+    retriever = Retriever(clip.build(), "cross-modal", "text-conditioned", temperature=5.0, bottleneck=r, shared=s, train_biases=biases)
     weights = clip.tuned
     for part in ("weight", "bias"):
         for row in range(rows):

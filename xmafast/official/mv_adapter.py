@@ -170,10 +170,6 @@ def _ours(name: str) -> str:
     return RENAMED[beginning] + name.removeprefix(beginning)
 
 
-def _channels(tying: str, width: int, bottleneck: int) -> int:
-    return width if tying in ("down-in", "up-out") else bottleneck
-
-
 def _ties(published: Published, prefixes: dict[str, list[str]], pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The (vision, text) blocks that are tied, from the first to the last. Raises RunError where they are no pairs of ours."""
     parts = (*PROJECTION, FACTOR)
