@@ -93,7 +93,7 @@ def lines(retriever: Retriever) -> list[str]:
     b = said["backbone"]
     return [
         f"{said['method']} ({sizes}): {said['trainable']:,} parameters, header {said['header']}, up to {said['words']} words",
-        f"on {'the file’s own backbone' if retriever.backbone.config else b['name']}: {b['vision_depth']} blocks of width "
+        f"on {b['name'] if retriever.backbone.config is None else 'its own backbone'}: {b['vision_depth']} blocks of width "
         f"{b['vision_width']} for images of {b['image_size']} px in patches of {b['patch_size']}, {b['text_depth']} of width "
         f"{b['text_width']} for texts, embeddings of {b['embed_dim']}, {b['parameters']:,} parameters",
     ]

@@ -358,6 +358,7 @@ def test_with_a_named_backbone_only_what_was_trained_need_be_there(tmp_path):
     start = double(official.clip(True, seed=1))
     trained = {k: v for k, v in whole.items() if "adapter" in k or "prompt" in k or k.endswith("bias")}
     trained = {k: v for k, v in trained.items() if not k.endswith("shared_factor")}  # a list of parameters has each once
+    trained["clip.ln_final.bias"] = start["ln_final.bias"].float()  # one that training did not move
     with pytest.raises(RunError, match=r"no tensor 'clip\.visual\.conv1\.weight'.*--backbone"):
         import_official("mv-adapter", trained)
     model = import_official("mv-adapter", trained, backbone=named)
@@ -385,3 +386,8 @@ def test_a_named_backbone_with_the_files_weights_trains_no_biases(tmp_path):
     assert not model.method.options()["train_biases"]
     assert model.trainable == sum(value.numel() for name, value in state.items() if "adapter" in name)
     assert model.backbone.shape.vision_width == VISION
+
+
+def test_a_named_backbone_that_is_not_built_as_openais_is_refused(vit_b32):
+    with pytest.raises(UsageError, match="not built as OpenAI's CLIP, with QuickGELU"):
+        import_official("cross-modal", official.cross_modal(), backbone=vit_b32)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from xmafast.backbone import Backbone, own_backbone
-from xmafast.errors import RunError
+from xmafast.errors import RunError, UsageError
 from xmafast.methods.tuned import biases
 from xmafast.official.tensors import Layout, Published
 
@@ -123,6 +124,13 @@ def _own(published: Published, split: bool) -> Clip:
 
 def _named(published: Published, split: bool, named: Backbone) -> Clip:
     shape = named.shape
+    for width, encoder in ((shape.vision_width, named.clip.visual), (shape.text_width, named.text)):
+        block, heads = encoder.transformer.resblocks[0], max(1, width // 64)
+        if not isinstance(block.mlp.gelu, QuickGELU) or block.attn.num_heads != heads:
+            raise UsageError(
+                f"{named.name} ({named.pretrained}) is not built as OpenAI's CLIP, with QuickGELU and here {heads} heads, "
+                "which both repositories train on; name a model with OpenAI's weights, or its -quickgelu form."
+            )
     widths = {"visual.": shape.vision_width, "": shape.text_width}
     depths = {"visual.": shape.vision_depth, "": shape.text_depth}
     layout = _layout(depths, split)
