@@ -116,3 +116,19 @@ def test_an_import_that_was_killed_is_begun_anew(call, tmp_path):
     assert code == 0, err
     assert not (tmp_path / ".run.partial").exists()
     assert not (tmp_path / "run" / "half").exists()
+
+
+def test_the_backbone_of_an_import_is_one_for_other_commands_too(call, tmp_path, small_caches):
+    torch.save(official.cross_modal(image=32), tmp_path / "model.bin")
+    call("import", "cross-modal", "model.bin", "--out", "run")
+    backbone = tmp_path / "run" / "backbone"
+    code, out, err = call("eval", "--zero-shot", small_caches, "--backbone", backbone, "--json")
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["backbone"] == str(backbone)
+    code, out, err = call("methods", "--backbone", backbone, "--json")
+    assert code == 0, err
+    small = {"--epochs": 1, "--batch-size": 8, "--bottleneck": 4, "--out": "trained"}
+    code, out, err = call("train", small_caches, "--backbone", backbone, *(str(x) for pair in small.items() for x in pair))
+    assert code == 0, err
+    assert sum(path.stat().st_size for path in (tmp_path / "trained").rglob("*") if path.is_file()) < 1_000_000
+    assert load("trained").backbone.fingerprint == load("run").backbone.fingerprint
