@@ -1,5 +1,7 @@
 """The contract that every method keeps (docs/adding-a-method.md)."""
 
+import re
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -7,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.errors import UsageError
 from xmafast.evaluation import rank_both
-from xmafast.losses import contrastive_loss
+from xmafast.losses import contrastive_loss, total_loss
 from xmafast.methods import METHODS, build_method, pair_blocks
 from xmafast.retriever import Retriever, load
 
@@ -19,27 +21,52 @@ def frames(backbone, b=3, f=2):
     return torch.randint(0, 256, (b, f, size, size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
+NEEDS = {  # of a backbone
+    "tempme": "needs 4 vision blocks|needs a class token|rotary positions",
+    "disco": "vision_blocks must lie|needs a class token",
+    "dgl": "rotary positions",
+}
+
+
 def retriever(backbone, method="cross-modal", **options):
     torch.manual_seed(0)
-    return Retriever(backbone, method, **options).eval()
+    try:
+        return Retriever(backbone, method, **options).eval()
+    except UsageError as error:
+        if re.search(NEEDS.get(method, "no need"), str(error)):
+            pytest.skip(f"{method} on {backbone.name}: {error}")
+        raise
 
 
 # the Cross-Modal Adapter as MV-Adapter's authors ran it
 COMPARED = {"bottleneck": 128, "sites": "mlp", "norm": True, "train_biases": True}
 
 # prompts start at random, the others at the frozen model or near it
-EXACT = ("mv-adapter", "adaptformer", "convpass", "st-adapter", "full", "partial", "projection", "bias")
+EXACT = (
+    *("mv-adapter", "adaptformer", "convpass", "st-adapter", "uniadapter", "mrs", "multi-head"),
+    *("full", "partial", "projection", "bias"),
+)
+
+ROUNDED = ("lora", "clip-lora")  # the same sums, with the attention's steps taken one by one
+
+BACKBONES = ("demo_backbone", "siglip", "eva02", "vit_b32", "vit_b16", "vit_l14", "siglip_b16")
+ONE_OF_A_KIND = ("cross-modal", "mv-adapter", "convpass", "lora", "disco", "maple", "vop", "full")  # on timm's towers in the quick run
 
 
-FULL_WIDTH = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16")
+def quick(backbone, method):
+    return backbone == "demo_backbone" or (backbone in ("siglip", "eva02") and method in ONE_OF_A_KIND)
 
 
-@pytest.fixture(params=["demo_backbone", "siglip", "eva02", *(pytest.param(name, marks=pytest.mark.slow) for name in FULL_WIDTH)])
+EVERY = [pytest.param(b, m, marks=() if quick(b, m) else pytest.mark.slow) for b in BACKBONES for m in METHODS]
+every_method_on_every_backbone = pytest.mark.parametrize(("backbone", "method"), EVERY, indirect=["backbone"])
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if quick(name, "cross-modal") else pytest.mark.slow) for name in BACKBONES])
 def backbone(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method_on_every_backbone
 def test_a_method_starts_as_the_frozen_model_or_by_its_published_start(backbone, method):
     model, x = retriever(backbone, method), frames(backbone, b=2)
     with torch.no_grad():
@@ -49,6 +76,8 @@ def test_a_method_starts_as_the_frozen_model_or_by_its_published_start(backbone,
     for ours, theirs in zip(start, frozen, strict=True):
         if method in EXACT:
             assert torch.equal(ours, theirs)
+        elif method in ROUNDED:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         else:
             assert ours.isfinite().all()
     if method == "vpt":
@@ -57,7 +86,7 @@ def test_a_method_starts_as_the_frozen_model_or_by_its_published_start(backbone,
         assert torch.equal(start[0], frozen[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method_on_every_backbone
 def test_switched_off_the_features_are_the_backbones_to_the_bit(backbone, method):
     model = retriever(backbone, method)
     model.enabled = False
@@ -84,17 +113,17 @@ def test_cross_modal_starts_near_the_backbone_and_at_it_with_zero_up_projections
     assert 0 < change < 0.05
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method_on_every_backbone
 def test_only_the_methods_parameters_get_gradients(backbone, method):
-    model, mask = retriever(backbone, method), torch.ones(3, 2)
-    contrastive_loss(model, model.encode_text(CAPTIONS), model.encode_frames(frames(backbone)), mask, torch.arange(3)).backward()
+    model, mask = retriever(backbone, method), torch.ones(3, 2, dtype=torch.bool)
+    total_loss(model, CAPTIONS, frames(backbone), mask, torch.arange(3)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.method.parameters())
     assert any(p.grad.abs().sum() > 0 for p in model.method.parameters())
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
 @pytest.mark.parametrize("header", ["mean", "text-conditioned"])
-@pytest.mark.parametrize("method", METHODS)
+@every_method_on_every_backbone
 def test_kernels_and_eager_agree_in_loss_and_gradient(backbone, method, header):
     """On the CPU ``triton`` runs the registered ops' CPU kernels: the same calls, the same places."""
     model, x, groups = retriever(backbone, method, header=header), frames(backbone), torch.tensor([0, 1, 1])
@@ -102,7 +131,8 @@ def test_kernels_and_eager_agree_in_loss_and_gradient(backbone, method, header):
     results = []
     for model.impl in ("eager", "triton"):
         model.zero_grad()
-        loss = contrastive_loss(model, model.encode_text(CAPTIONS), model.encode_frames(x, mask), mask, groups)
+        torch.manual_seed(1)
+        loss = total_loss(model, CAPTIONS, x, mask, groups)
         loss.backward()
         results.append((loss.detach(), [p.grad.clone() for p in model.method.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)

@@ -275,7 +275,7 @@ def test_a_tower_that_is_not_known_is_refused():
 # methods on towers without a class token, and on text encoders without a causal mask
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("tempme", "disco")])  # which need a class token
 @torch.no_grad()
 def test_away_from_its_start_a_method_keeps_items_apart(siglip, method):
     frames = pixels(siglip, 6).view(3, 2, 64, 64, 3)

@@ -113,6 +113,8 @@ class DGL(RetrievalPrompts):
 
     def __init__(self, shape: Shape, local_tokens: int = 4, global_tokens: int = 4) -> None:
         super().__init__(shape, local_tokens=local_tokens, global_tokens=global_tokens)
+        if shape.rotary:
+            raise UsageError("dgl has no place for its global tokens here: this backbone's image tower has rotary positions.")
         self.depth, self.text_depth = shape.vision_depth, shape.text_depth
         self.latents = _start(shape.vision_depth, local_tokens, shape.vision_width)
         self.after_start = nn.Linear(shape.vision_width, shape.text_width)
