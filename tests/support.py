@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import open_clip
@@ -14,7 +15,7 @@ import timm
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from xmafast.backbone import DEMO, Backbone
+from xmafast.backbone import DEMO, Backbone, load_backbone
 from xmafast.cache.decode import resolve_decoder
 from xmafast.datasets import demo
 from xmafast.datasets.base import Split, Video
@@ -31,6 +32,17 @@ def shallow(name: str, vision: int = 2, text: int = 2, **changes: object) -> Bac
     torch.manual_seed(0)
     clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     return Backbone(name, "none", clip, SimpleTokenizer(), PREPROCESS)
+
+
+@cache
+def second_backbone() -> Backbone:
+    """A small one beside any other, for methods that fuse two."""
+    return load_backbone("demo", "none")
+
+
+def ready(method: str | None) -> dict[str, Any]:
+    """The options under which a method trains something on any backbone, offline."""
+    return {"hada": {"second": second_backbone()}, "memory": {"pairs": 4, "trainable_keys": True}}.get(method or "", {})
 
 
 def shallow_timm(name: str, vision: int = 2, text: int = 2, trunk: dict | None = None, **text_changes: object) -> Backbone:

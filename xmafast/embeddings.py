@@ -35,8 +35,7 @@ def embed_frames(retriever: Retriever, cache: FrameReader, rows: np.ndarray, pro
         if progress:
             progress(min(start + VIDEOS_AT_ONCE, len(rows)), len(rows))
     if not embeddings:
-        width = retriever.backbone.shape.embed_dim
-        return torch.zeros(0, cache.shape[1], width), torch.zeros(0, cache.shape[1], dtype=torch.bool)
+        return torch.zeros(0, cache.shape[1], retriever.embed_dim), torch.zeros(0, cache.shape[1], dtype=torch.bool)
     return torch.cat(embeddings), torch.cat(masks)
 
 
@@ -48,14 +47,50 @@ def embed_texts(retriever: Retriever, texts: list[str], batch: int = 256) -> Ten
     for start in range(0, len(texts), batch):
         with autocast(retriever.device):
             parts.append(retriever.encode_text(texts[start : start + batch]).float())
-    return torch.cat(parts) if parts else torch.zeros(0, retriever.backbone.shape.embed_dim)
+    return torch.cat(parts) if parts else torch.zeros(0, retriever.embed_dim)
+
+
+@torch.inference_mode()
+def adapt_frames(retriever: Retriever, frames: Tensor, mask: Tensor) -> Tensor:
+    """The frozen backbone's frame embeddings (M, F, D) -> the retriever's, in float32, of a method on features."""
+    retriever.eval()
+    with autocast(retriever.device):
+        pairs = zip(frames.split(VIDEOS_AT_ONCE), mask.split(VIDEOS_AT_ONCE), strict=True)
+        return torch.cat([retriever.on_frames(f, m).float() for f, m in pairs])
+
+
+@torch.inference_mode()
+def adapt_texts(retriever: Retriever, text: Tensor, batch: int = 256) -> Tensor:
+    """The frozen backbone's text embeddings (N, D) -> the retriever's, in float32, of a method on features."""
+    retriever.eval()
+    with autocast(retriever.device):
+        return torch.cat([retriever.on_text(part).float() for part in text.split(batch)])
+
+
+def frozen_models(retriever: Retriever) -> list[Retriever]:
+    """A retriever's backbones, each alone and as it is."""
+    backbones = [retriever.backbone, *([] if retriever.second is None else [retriever.second])]
+    return [Retriever(backbone, None, words=retriever.words, impl=retriever.impl) for backbone in backbones]
+
+
+def frozen_embeddings(retriever: Retriever, cache: FrameReader, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    """The frozen backbone's frame embeddings (M, F, D) and mask (M, F) of every row that is done; those of a second backbone beside them.
+
+    Read from the embedding cache, or from ``embeddings/`` beside the cache, or computed and kept there.
+    """
+    parts = [stored_embeddings(model, cache, cache.path.parent / "embeddings", progress) for model in frozen_models(retriever)]
+    return torch.cat([frames for frames, _ in parts], dim=-1), parts[0][1]
 
 
 def stored_embeddings(retriever: Retriever, cache: FrameReader, folder: Path, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
     """``embed_frames`` of every row that is done, read from ``folder`` where the same model has embedded the same frames.
 
-    A frozen backbone's are read from its embedding cache, where `xmafast cache --level embeddings` made one of these frames.
+    A frozen backbone's are read from its embedding cache, where `xmafast cache --level embeddings` made one of these frames. Those of a
+    method on features follow from them in no time, and are not kept.
     """
+    if retriever.on and retriever.kept and retriever.on_features:
+        frames, mask = frozen_embeddings(retriever, cache, progress)
+        return adapt_frames(retriever, frames, mask), mask
     if (cached := _cached(retriever, cache)) is not None:
         return cached
     path = folder / f"{cache.label.replace('/', '-')}-{_key(retriever, cache)}.safetensors"
@@ -75,7 +110,7 @@ def stored_embeddings(retriever: Retriever, cache: FrameReader, folder: Path, pr
 
 def _cached(retriever: Retriever, cache: FrameReader) -> tuple[Tensor, Tensor] | None:
     """What the backbone's embedding cache holds of these frames, where it has all of them."""
-    if retriever.trained and retriever.enabled:
+    if retriever.kept and retriever.on:
         return None
     path = feature_folder(cache.path.parent, retriever.backbone, "embeddings") / f"{cache.path.stem}.h5"
     if not path.is_file():
@@ -90,8 +125,9 @@ def _cached(retriever: Retriever, cache: FrameReader) -> tuple[Tensor, Tensor] |
 def _key(retriever: Retriever, cache: FrameReader) -> str:
     """Everything that the embeddings depend on, as a short hash."""
     digest = hashlib.sha256(retriever.backbone.fingerprint.encode())
-    if retriever.enabled:
-        for name, value in sorted(retriever.trained.items()):
+    if retriever.on:
+        digest.update(f"{retriever.patch}".encode())
+        for name, value in sorted(retriever.kept.items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     attributes = cache.attributes

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xmafast.cache import FrameCache, FrameReader, Status
-from xmafast.embeddings import Progress, embed_frames, embed_texts, stored_embeddings
+from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError, DataError
 from xmafast.kernels import ranks_both_over_frames, ranks_of_scores
 from xmafast.metrics import bootstrap, metrics_of, rank_of
 from xmafast.retriever import Retriever
+
+if TYPE_CHECKING:
+    from xmafast.frozen import FrozenEmbeddings
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Ranks:
 
     def metrics(self, topk: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, float]]:
         return {"t2v": metrics_of(self.t2v, topk), "v2t": metrics_of(self.v2t, topk)}
+
+
+def r_sum(metrics: dict[str, dict[str, float]]) -> float:
+    """The sum of R@K over both directions: what an epoch is chosen by."""
+    return sum(value for side in metrics.values() for key, value in side.items() if key.startswith("R@"))
 
 
 @torch.inference_mode()
@@ -67,11 +75,12 @@ def rank_cache(
     captions: int | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
+    frozen: FrozenEmbeddings | None = None,
 ) -> Ranks:
     """Ranks over the captioned rows of a cache that are done, or over ``rows``.
 
-    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings.
-    Raises CacheError where no row can be used.
+    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
+    cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
     """
     done = cache.rows
     wanted = done if rows is None else rows
@@ -79,7 +88,10 @@ def rank_cache(
     if not len(wanted):
         reason = "has no video that could be decoded" if not len(done) else "has no captions to query with"
         raise CacheError(f"{cache.path} {reason}; `xmafast cache` lists what is missing.")
-    if store is None:
+    if frozen is not None:
+        frames, mask = frozen.read(wanted)
+        frames = adapt_frames(retriever, frames, mask)
+    elif store is None:
         frames, mask = embed_frames(retriever, cache, wanted, progress)
     else:
         frames, mask = stored_embeddings(retriever, cache, store, progress)
@@ -87,7 +99,8 @@ def rank_cache(
         frames, mask = frames[index], mask[index]
     texts = [list(cache.captions[row][:captions]) for row in wanted]
     video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
-    text = embed_texts(retriever, [caption for group in texts for caption in group]).to(frames.device)
+    queries = [caption for group in texts for caption in group]
+    text = (embed_texts(retriever, queries) if frozen is None else adapt_texts(retriever, frozen.text(queries))).to(frames.device)
     return rank_both(retriever, text, frames, mask, video_of)
 
 
@@ -137,6 +150,7 @@ def protocol(retriever: Retriever, cache: FrameReader) -> dict[str, Any]:
         "words": retriever.words,
         "backbone": retriever.backbone.name,
         "pretrained": retriever.backbone.pretrained,
+        **({} if retriever.second is None else {"second": retriever.second.name, "second_pretrained": retriever.second.pretrained}),
         "header": retriever.header,
         "temperature": retriever.temperature,
         "v2t": "the best of a video's captions",

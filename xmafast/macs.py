@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from xmafast.backbone import Backbone
+from xmafast.backbone import Backbone, meta_backbone
+from xmafast.methods import METHODS
 from xmafast.retriever import Retriever
 
 FRAMES, WORDS = 12, 32
@@ -20,15 +21,16 @@ def count_macs(clip: Backbone, method: str | None = None, header: str | None = N
     Counted are matrix products, convolutions and attention of a forward pass, as torch counts them; not norms, activations and other
     elementwise work. Raises UsageError for an unknown name or option.
     """
+    known = METHODS[method].known_options() if method in METHODS else {}
+    if "second" in known:  # of a method of two backbones, the other one
+        options["second"] = meta_backbone(options.get("second", known["second"]))
     with torch.device("meta"):
         retriever = Retriever(clip, method, header, words=WORDS, impl="eager", **options).requires_grad_(False)
-        frames = torch.zeros(1, FRAMES, 3, clip.image_size, clip.image_size)
-        inserted = retriever.method.inserted if retriever.method else 0
-        tokens = torch.zeros(1, min(retriever.words, clip.context_length - inserted), dtype=torch.long)
+        frames = torch.zeros(1, FRAMES, clip.image_size, clip.image_size, 3, dtype=torch.uint8)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused layer is not counted
     try:
-        return {"video": _macs(lambda: retriever.encode_frames(frames)), "text": _macs(lambda: retriever.encode_text(tokens))}
+        return {"video": _macs(lambda: retriever.encode_frames(frames)), "text": _macs(lambda: retriever.encode_text([""]))}
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Retriever(nn.Module):
     """A frozen backbone with a method in its places and a header over its embeddings.
 
     method: a name of ``xmafast.METHODS`` with its ``options`` (as ``bottleneck=8, shared=16``), or None for the frozen
-        model alone. plugs: methods that act beside it, as ``["tempme", ("disco", {"vision_blocks": 2})]``.
+        model alone. plugs: methods that act beside it, as ``["tempme", ("disco", {"vision_blocks": 2})]``. A method of two backbones takes
+        ``second``, the other one in memory or its name.
     header: ``mean``, ``text-conditioned`` or ``seqTransf`` (``xmafast.headers``); None takes the method's own, ``text-conditioned``
         without one.
     words: the most tokens of a caption, the published recipes' 32; the attribute is the context length where that is shorter, and
@@ -62,10 +64,13 @@ class Retriever(nn.Module):
         self.backbone = backbone
         self.words = min(words, backbone.context_length) if backbone.shape.causal else backbone.context_length
         known = {"words": self.words} | ({"frames": frames} if frames else {})
-        self.method: Method | None = None
         if method is None and plugs:  # the first of them is the base
             method, given = (plugs[0], {}) if isinstance(plugs[0], str) else plugs[0]
             plugs, options = plugs[1:], {**given, **options}
+        self.second: Backbone | None = None  # of a method that fuses two: its embeddings stand after those of the first
+        if method in METHODS and "second" in METHODS[method].known_options():
+            self.second, options = _second_backbone(METHODS[method], options)
+        self.method: Method | None = None
         if method is not None:
             self.method = build_method(method, backbone.shape, plugs=plugs, known=known, **options)
         if self.method is not None and self.method.tuned is not None:
@@ -75,7 +80,7 @@ class Retriever(nn.Module):
             raise unknown("header", self.header, POOLING)
         self.temporal: SeqTransf | None = None  # what the header trains
         if self.header == "seqTransf":
-            self.temporal = SeqTransf(backbone.shape)
+            self.temporal = SeqTransf(replace(backbone.shape, embed_dim=self.embed_dim))
             self.temporal.adopt(backbone.text)
         if impl not in IMPLEMENTATIONS:
             raise unknown("impl", impl, IMPLEMENTATIONS)
@@ -104,9 +109,14 @@ class Retriever(nn.Module):
         self._patch = float(share)
 
     @property
+    def on(self) -> bool:
+        """Whether what is trained acts at all."""
+        return self.enabled and self.patch > 0
+
+    @property
     def acting(self) -> Method | None:
         """The method, where it is switched on."""
-        return self.method if self.enabled and self.patch > 0 else None
+        return self.method if self.on else None
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -140,6 +150,23 @@ class Retriever(nn.Module):
         return own | {f"header.{name}": p for name, p in (self.temporal.named_parameters() if self.temporal else ())}
 
     @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a run's file holds: what is trained, and what the method has found without training (its persistent buffers)."""
+        buffers = dict(self.method.named_buffers()) if self.method else {}
+        state = self.method.state_dict() if buffers and self.method else {}
+        return {**self.trained, **{name: buffer for name, buffer in buffers.items() if name in state}}
+
+    @property
+    def on_features(self) -> bool:
+        """Whether the backbone's embeddings are those of the frozen model, and all else is done to them."""
+        return self.method is None or self.method.on_features
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of the embeddings."""
+        return self.backbone.shape.embed_dim + (self.second.shape.embed_dim if self.second is not None else 0)
+
+    @property
     def trainable(self) -> int:
         """The number of trained parameters."""
         return sum(p.numel() for p in self.trained.values())
@@ -152,7 +179,8 @@ class Retriever(nn.Module):
         """Frames of videos -> un-normalised frame embeddings (B, F, D).
 
         frames: uint8 (B, F, H, W, 3), resized to the backbone's input where they differ, or normalised float (B, F, 3, H, W).
-        mask: (B, F), true where a frame is real; None means all are.
+        mask: (B, F), true where a frame is real; None means all are. Raises UsageError for float frames where two backbones are to read
+        them, each of which has its own size and scale.
         """
         b, f = frames.shape[:2]
         flat = frames.flatten(0, 1).to(self.device)
@@ -163,18 +191,35 @@ class Retriever(nn.Module):
             embeddings = self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
         else:
             embeddings = self._backbone("encode_image", flat, places).view(b, f, -1)
-        if self.temporal is None or not self.enabled or not self.patch:
+        if not self.on:
             return embeddings
-        seen = self.temporal(embeddings, context.mask)
-        return seen if self.patch == 1 else embeddings + self.patch * (seen - embeddings)
+        if self.second is not None:
+            if frames.dtype != torch.uint8:
+                raise UsageError(f"Two backbones normalise frames each in its own way; give uint8 frames to {self.second.name}.")
+            own = self.second.encode_frames(flat, impl=self.impl).view(b, f, -1)
+            embeddings = torch.cat([embeddings, own], dim=-1)
+        return self.on_frames(embeddings, context.mask)
+
+    def on_frames(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the method and the header make of the encoder's frame embeddings (B, F, D), those of a second backbone beside them."""
+        made = embeddings if self.method is None else self.method.on_frames(embeddings, mask)
+        made = made if self.temporal is None else self.temporal(made, mask)
+        return made if self.patch == 1 else embeddings + self.patch * (made - embeddings)
+
+    def on_text(self, embeddings: Tensor) -> Tensor:
+        """What the method makes of the encoder's text embeddings (N, D), those of a second backbone beside them."""
+        made = embeddings if self.method is None else self.method.on_text(embeddings)
+        return made if self.patch == 1 else embeddings + self.patch * (made - embeddings)
 
     def encode_text(self, texts: Sequence[str] | Tensor, *, image_level: bool = False) -> Tensor:
-        """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D). image_level: for a loss's image-level terms."""
+        """Captions, or their token ids (B, W) -> un-normalised embeddings (B, D). image_level: for a loss's image-level terms.
+
+        Raises UsageError for token ids where two backbones are to read them, each of which has its own vocabulary.
+        """
         method = self.acting
+        texts = [texts] if isinstance(texts, str) else texts
         inserted = method.inserted if method else 0
-        if not isinstance(texts, Tensor):
-            texts = self.backbone.tokenize([texts] if isinstance(texts, str) else texts, self.words, inserted=inserted)
-        tokens = texts
+        tokens = texts if isinstance(texts, Tensor) else self.backbone.tokenize(texts, self.words, inserted=inserted)
         if method is None:
             return self.backbone.encode_text(tokens.to(self.device))
         if inserted:  # of no word, and below every end of text, so that pooling finds the caption's own
@@ -183,7 +228,13 @@ class Retriever(nn.Module):
         tokens = tokens.to(self.device)
         ends = self.backbone.text_ends(tokens)
         context = Context(impl=self.impl, positions=self.backbone.text_positions, ends=ends, image_level=image_level)
-        return self._backbone("encode_text", tokens, lambda block: patched(method.text_places(block, context), self.patch))
+        embeddings = self._backbone("encode_text", tokens, lambda block: patched(method.text_places(block, context), self.patch))
+        if self.second is not None:
+            if isinstance(texts, Tensor):
+                raise UsageError(f"Token ids are those of one vocabulary; give captions, which {self.second.name} reads too.")
+            own = self.second.encode_text(self.second.tokenize(texts, self.words).to(self.device))
+            embeddings = torch.cat([embeddings, own], dim=-1)
+        return self.on_text(embeddings)
 
     @property
     def logit_scale(self) -> Tensor | float:
@@ -217,7 +268,7 @@ class Retriever(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """All that is needed, beside the trained tensors, to make this model again."""
-        if not self.trained:
+        if not self.kept:
             raise RunError("A frozen backbone without a method or a trained header has nothing to save.")
         parts: list[Any] = list(self.method.parts.values()) if isinstance(self.method, Combined) else [self.method] if self.method else []
         named = [(part.name, {key: value for key, value in part.options().items() if key != "words"}) for part in parts]
@@ -230,15 +281,12 @@ class Retriever(nn.Module):
             "temperature": self.temperature,
             "words": self.words,
             "trainable": self.trainable,
-            "backbone": {
-                "name": self.backbone.name if self.backbone.config is None else OWN_BACKBONE,
-                "pretrained": self.backbone.pretrained,
-                "sha256": self.backbone.fingerprint,
-            },
+            "backbone": _identity(self.backbone),
+            **({} if self.second is None else {"second": _identity(self.second)}),
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write what was trained, and how to load it, to ``folder`` (``adapter_model.safetensors``, ``adapter_config.json``).
+        """Write what was trained or fitted, and how to load it, to ``folder`` (``adapter_model.safetensors``, ``adapter_config.json``).
 
         The backbone is named, not written, unless it came with an imported adapter: then it goes to ``folder/backbone``.
         """
@@ -249,7 +297,7 @@ class Retriever(nn.Module):
             self.backbone.save(folder / OWN_BACKBONE)
         elif Path(self.backbone.name) == (folder / OWN_BACKBONE).resolve():  # loaded from this very folder, which may be moved
             config["backbone"]["name"] = OWN_BACKBONE
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.trained.items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.kept.items()}
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
         return folder
@@ -258,7 +306,7 @@ class Retriever(nn.Module):
     def restore(self, file: Path) -> None:
         """Take the trained tensors of a file that ``save`` wrote. Raises RunError where it is damaged or another method's."""
         try:
-            tensors, own = load_file(file, device=str(self.device)), self.trained
+            tensors, own = load_file(file, device=str(self.device)), self.kept
             if wrong := sorted(set(tensors) ^ set(own)):
                 state = "an unknown" if wrong[0] in tensors else "no"
                 raise RunError(f"{file} has {state} tensor {wrong[0]!r}; train again or restore the file.")
@@ -270,6 +318,30 @@ class Retriever(nn.Module):
         except (OSError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{file} cannot be loaded ({reason}); train again or restore the file.") from error
+
+
+def _identity(backbone: Backbone) -> dict[str, str]:
+    name = backbone.name if backbone.config is None else OWN_BACKBONE
+    return {"name": name, "pretrained": backbone.pretrained, "sha256": backbone.fingerprint}
+
+
+def _second_backbone(method: type[Method], options: Mapping[str, Any]) -> tuple[Backbone, dict[str, Any]]:
+    """(the second backbone, the options with its names in them), where ``second`` is one in memory, a name, or the method's default."""
+    known = method.known_options()
+    second = options.get("second", known["second"])
+    if not isinstance(second, Backbone):
+        method.check_options(options)
+        second = load_backbone(second, options.get("second_pretrained", known["second_pretrained"]))
+    return second, {**options, "second": second.name, "second_pretrained": second.pretrained}
+
+
+def _check_weights(folder: Path, backbone: Backbone, wanted: dict[str, str]) -> None:
+    """Raise RunError unless these are the weights of the training."""
+    if backbone.fingerprint != wanted["sha256"]:
+        raise RunError(
+            f"{folder} was trained on other weights than the {backbone.name} ({backbone.pretrained}) at hand: "
+            f"sha256 {wanted['sha256'][:12]}… and not {backbone.fingerprint[:12]}…."
+        )
 
 
 def best_device() -> torch.device:
@@ -287,10 +359,11 @@ def adapter_folder(folder: str | Path) -> Path:
     raise RunError(f"{folder} {state} {CONFIG}; name the folder of a run that `xmafast train` wrote.")
 
 
-def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
+def load(folder: str | Path, backbone: Backbone | None = None, second: Backbone | None = None) -> Retriever:
     """The retriever that ``Retriever.save`` or ``xmafast train`` wrote to ``folder`` (for a run, its best epoch).
 
-    backbone: one that is already in memory, to share it between adapters; its weights must be those of the training.
+    backbone: one that is already in memory, to share it between adapters; its weights must be those of the training. second: likewise,
+        for a method of two backbones.
     Raises RunError for a folder that is no run, a damaged file, or a backbone with other weights.
     """
     folder = adapter_folder(folder)
@@ -307,16 +380,16 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> Retriever:
             if not (Path(name) / LOCAL_CONFIG).is_file():
                 raise RunError(f"{folder} holds no backbone/{LOCAL_CONFIG}, the backbone that it was saved with; restore the folder.")
         backbone = load_backbone(name, wanted["pretrained"])
-    if backbone.fingerprint != wanted["sha256"]:
-        raise RunError(
-            f"{folder} was trained on other weights than the {backbone.name} ({backbone.pretrained}) at hand: "
-            f"sha256 {wanted['sha256'][:12]}… and not {backbone.fingerprint[:12]}…."
-        )
+    _check_weights(folder, backbone, wanted)
+    if second is not None:
+        options = {**options, "second": second}
     try:
         plugs = [(str(name), dict(given)) for name, given in config.get("plugs", ())]
         kept = {"words": config["words"], "temperature": config["temperature"]}
         retriever = Retriever(backbone, method, config["header"], plugs=plugs, **kept, **options)
     except (KeyError, UsageError) as error:
         raise RunError(f"{folder / CONFIG} does not describe a method that this version knows: {error}") from error
+    if retriever.second is not None:
+        _check_weights(folder, retriever.second, config.get("second", {"sha256": ""}))
     retriever.restore(folder / WEIGHTS)
     return retriever.eval()

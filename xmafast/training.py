@@ -20,12 +20,16 @@ from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for
 from xmafast.cache import FrameReader, open_splits
 from xmafast.cache.lock import locked
+from xmafast.embeddings import Progress
 from xmafast.errors import CacheError, RunError, UsageError
-from xmafast.evaluation import protocol, rank_cache
+from xmafast.evaluation import protocol, r_sum, rank_cache
 from xmafast.files import is_scratch, write_atomically
+from xmafast.fitting import RULE, fit_memory, remember
+from xmafast.frozen import FrozenEmbeddings
 from xmafast.headers import SeqTransf
-from xmafast.losses import total_loss
+from xmafast.losses import contrastive_loss, total_loss
 from xmafast.methods import Plug
+from xmafast.methods.memory import Memory
 from xmafast.retriever import WEIGHTS, Retriever, best_device
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
@@ -100,9 +104,13 @@ def train(
     seed: int = 0,
     impl: str = "auto",
     report: Callable[[Step, Metrics | None], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     **options: Any,
 ) -> Trained:
     """Train a method and write a run folder.
+
+    What acts on final embeddings alone (a method on features, a header) is trained on those of the frozen backbone, from its embedding
+    cache or computed once. A method that is fitted and not trained leaves a run of one epoch.
 
     cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
@@ -112,7 +120,8 @@ def train(
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
-    report: called after each step, and after each epoch with the validation metrics.
+    report: called after each step, and after each epoch with the validation metrics. progress: (done, of, what), of what else takes
+    time.
 
     Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number.
     """
@@ -125,12 +134,13 @@ def train(
     torch.manual_seed(seed)
     options.setdefault("frames", split[0].shape[1])  # positions are made for so many
     retriever = Retriever(backbone, method, header, plugs=plugs, words=words, impl=impl, **options).to(best_device())
-    if not retriever.trained:
+    if not retriever.kept:
         raise UsageError("There is nothing to train: without a method, name a header that trains (--header seqTransf).")
+    named = float(attributes.get("lr", 0)) if retriever.method is None or retriever.method.data_set_lr else 0.0
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
-        lr=lr if lr is not None else float(attributes.get("lr", 0)) or (retriever.method or SeqTransf).default_lr,
+        lr=lr if lr is not None else named or (retriever.method or SeqTransf).default_lr,
         train_frames=train_frames if train_frames is not None else int(attributes.get("train_frames", Recipe.train_frames)),
         seed=seed,
     )
@@ -138,7 +148,7 @@ def train(
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _empty_folder(out)
-        return _run(retriever, recipe, cache, split, out, report)
+        return _run(retriever, recipe, cache, split, out, report, progress)
 
 
 def _run(
@@ -148,9 +158,14 @@ def _run(
     split: tuple[FrameReader, np.ndarray, FrameReader, np.ndarray],
     out: Path,
     report: Callable[[Step, Metrics | None], None] | None,
+    progress: Callable[[int, int, str], None] | None,
 ) -> Trained:
     """Train, and write the run's folder, from its first file to its last."""
     train_cache, train_rows, val_cache, val_rows = split
+    started = time.monotonic()
+    frozen, val_frozen = _frozen(retriever, train_cache, val_cache, progress)
+    if isinstance(retriever.method, Memory) and frozen:
+        remember(retriever.method, frozen, train_cache, train_rows)
     _write_json(
         out / CONFIG,
         {
@@ -166,8 +181,8 @@ def _run(
         },
     )
     history: list[dict[str, Any]] = []
-    best = -math.inf
-    started = time.monotonic()
+    best, rule = -math.inf, CHECKPOINT_RULE
+    fitted: dict[str, Any] = {}
     with (out / "log.jsonl").open("w", encoding="utf-8") as log:
 
         def record(row: dict[str, Any]) -> None:
@@ -179,23 +194,32 @@ def _run(
             if report:
                 report(step, None)
 
+        def ended(epoch: int, validation: Metrics) -> None:
+            nonlocal best
+            history.append({"epoch": epoch, "validation": validation, "r_sum": r_sum(validation), "seconds": time.monotonic() - started})
+            record(history[-1])
+            retriever.save(out / "last")
+            if history[-1]["r_sum"] > best:
+                best = history[-1]["r_sum"]
+                retriever.save(out / "best")
+
+        if isinstance(retriever.method, Memory) and val_frozen:
+            fitted = fit_memory(retriever, retriever.method, (val_frozen, val_cache, val_rows), record, progress)
+            if not retriever.trained:
+                rule = RULE.format(count=fitted["tried"])
+                ended(1, fitted["validation"])
         try:
-            for last_step in fit(retriever, train_cache, train_rows, recipe, stepped):
-                validation = rank_cache(retriever, val_cache, val_rows, captions=1).metrics()
-                r_sum = sum(value for side in validation.values() for key, value in side.items() if key.startswith("R@"))
-                history.append({"epoch": last_step.epoch, "validation": validation, "r_sum": r_sum, "seconds": time.monotonic() - started})
-                record(history[-1])
-                retriever.save(out / "last")
-                if r_sum > best:
-                    best = r_sum
-                    retriever.save(out / "best")
+            for last_step in fit(retriever, train_cache, train_rows, recipe, stepped, frozen) if retriever.trained else ():
+                validation = rank_cache(retriever, val_cache, val_rows, captions=1, frozen=val_frozen).metrics()
+                ended(last_step.epoch, validation)
                 if report:
                     report(last_step, validation)
         except FloatingPointError as error:
             raise RunError(f"{error} Try --lr {recipe.lr / 10:g}. {out / 'last'} holds the last whole epoch, if there was one.") from error
     kept = max(history, key=lambda row: row["r_sum"])
     metrics = {
-        "checkpoint_rule": CHECKPOINT_RULE,
+        "checkpoint_rule": rule,
+        **({"fitted": {key: fitted[key] for key in ("alpha", "beta", "tried")}} if fitted else {}),
         "best_epoch": kept["epoch"],
         "validation": kept["validation"],
         "epochs": history,
@@ -209,10 +233,28 @@ def _run(
     return Trained(out, retriever.eval(), metrics)
 
 
+def _frozen(
+    retriever: Retriever, train_cache: FrameReader, val_cache: FrameReader, progress: Callable[[int, int, str], None] | None
+) -> tuple[FrozenEmbeddings | None, FrozenEmbeddings | None]:
+    """(of the training cache, of the validation cache) the frozen embeddings, for what acts on them alone."""
+    if not retriever.on_features:
+        return None, None
+    shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to embeddings, once")
+    frozen = FrozenEmbeddings(retriever, train_cache, shown)
+    return frozen, frozen if val_cache is train_cache else FrozenEmbeddings(retriever, val_cache, shown)
+
+
 def fit(
-    retriever: Retriever, cache: FrameReader, rows: np.ndarray, recipe: Recipe, stepped: Callable[[Step], None] | None = None
+    retriever: Retriever,
+    cache: FrameReader,
+    rows: np.ndarray,
+    recipe: Recipe,
+    stepped: Callable[[Step], None] | None = None,
+    frozen: FrozenEmbeddings | None = None,
 ) -> Iterator[Step]:
     """Train a retriever's method and header on rows of a cache; yields the last step of each epoch, to validate or to stop.
+
+    frozen: the cache's frozen embeddings, where all that is trained acts on them; the backbone is not run then.
 
     Raises FloatingPointError, naming the step and its videos, where the loss or its gradient is no longer a number.
     """
@@ -229,7 +271,7 @@ def fit(
             lr = recipe.lr * _schedule(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = _loss(retriever, cache, batch, recipe.train_frames, generator)
+            loss = _loss(retriever, cache, batch, recipe.train_frames, generator, frozen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = float(torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm))
@@ -288,15 +330,25 @@ def _epoch_batches(
     return batches
 
 
-def _loss(retriever: Retriever, cache: FrameReader, batch: Batch, train_frames: int, generator: np.random.Generator) -> Tensor:
+def _loss(
+    retriever: Retriever,
+    cache: FrameReader,
+    batch: Batch,
+    train_frames: int,
+    generator: np.random.Generator,
+    frozen: FrozenEmbeddings | None = None,
+) -> Tensor:
     """The loss of a batch, its frames drawn."""
     rows = np.array([row for row, _ in batch])
-    frames, mask = cache.read(rows)
+    frames, mask = (cache if frozen is None else frozen).read(rows)
     if 0 < train_frames < frames.shape[1]:
-        drawn = torch.from_numpy(_draw_frames(cache.num_frames[rows], frames.shape[1], train_frames, generator))
-        frames, mask = frames[torch.arange(len(rows))[:, None], drawn], mask.gather(1, drawn)
+        drawn = torch.from_numpy(_draw_frames(cache.num_frames[rows], frames.shape[1], train_frames, generator)).to(frames.device)
+        frames, mask = frames[torch.arange(len(rows), device=frames.device)[:, None], drawn], mask.gather(1, drawn)
     texts = [cache.captions[row][caption] for row, caption in batch]
-    return total_loss(retriever, texts, frames, mask, torch.from_numpy(rows))
+    if frozen is None:
+        return total_loss(retriever, texts, frames, mask, torch.from_numpy(rows))
+    video, text = retriever.on_frames(frames, mask), retriever.on_text(frozen.text(texts))
+    return contrastive_loss(retriever, text.float(), video.float(), mask, torch.from_numpy(rows).to(text.device))
 
 
 def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,9 +1,11 @@
 """The headers as parts of a retriever: seqTransf by its formula, and any header with any method."""
 
 import math
+import shutil
 
 import pytest
 import torch
+from support import ready
 
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.cache import FrameCache
@@ -81,7 +83,7 @@ def test_seqtransf_takes_no_more_frames_than_it_has_positions(demo_backbone):
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_any_method_goes_with_any_header(demo_backbone, method, header, tmp_path):
     torch.manual_seed(0)
-    model = Retriever(demo_backbone, method, header)
+    model = Retriever(demo_backbone, method, header, **ready(method))
     x = torch.randint(0, 256, (3, 2, 96, 96, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mask = torch.tensor([[True, True], [True, False], [True, True]])
     loss = total_loss(model, CAPTIONS, x, mask, torch.arange(3))
@@ -101,14 +103,15 @@ def test_any_method_goes_with_any_header(demo_backbone, method, header, tmp_path
 
 
 def test_stored_embeddings_of_two_headers_are_told_apart(demo_backbone, small_caches, tmp_path):
-    cache = FrameCache(small_caches / "test.h5")
+    shutil.copy(small_caches / "test.h5", tmp_path)
+    cache, store = FrameCache(tmp_path / "test.h5"), tmp_path / "run"
     torch.manual_seed(0)
     plain, temporal = Retriever(demo_backbone, None, "mean"), Retriever(demo_backbone, None, "seqTransf")
     with torch.no_grad():
         for parameter in temporal.temporal.parameters():
             parameter.normal_()
-    first = rank_cache(plain, cache, store=tmp_path)
-    second = rank_cache(temporal, cache, store=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-    assert (rank_cache(temporal, cache, store=tmp_path).t2v == second.t2v).all()
+    first = rank_cache(plain, cache, store=store)
+    second = rank_cache(temporal, cache, store=store)
+    assert len(list(store.iterdir())) == len(list((tmp_path / "embeddings").iterdir())) == 1  # what the header makes is not kept
+    assert (rank_cache(temporal, cache, store=store).t2v == second.t2v).all()
     assert (first.t2v != second.t2v).any()

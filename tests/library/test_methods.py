@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from support import ready
 from torch.profiler import ProfilerActivity, profile
 
 from xmafast.backbone import Shape, backbone_shape
@@ -31,7 +32,7 @@ NEEDS = {  # of a backbone
 def retriever(backbone, method="cross-modal", **options):
     torch.manual_seed(0)
     try:
-        return Retriever(backbone, method, **options).eval()
+        return Retriever(backbone, method, **ready(method) | options).eval()
     except UsageError as error:
         if re.search(NEEDS.get(method, "no need"), str(error)):
             pytest.skip(f"{method} on {backbone.name}: {error}")
@@ -220,6 +221,10 @@ def test_saved_and_loaded_gives_the_same_scores(demo_backbone, method, tmp_path)
         ("ViT-B-32", "full", {"freeze": 11}, 10_898_177),
         ("ViT-B-32", "full", {"freeze": 12}, 657_921),
         ("ViT-B-32", "adapter", {"bottleneck": 16}, 1_014_528),
+        ("ViT-B-32", "clip-adapter", {}, 2 * 131_072),
+        ("ViT-B-32", "clip-adapter", {"towers": "vision"}, 131_072),
+        ("ViT-B-32", "memory", {}, 0),
+        ("ViT-B-32", "memory", {"pairs": 9_000, "trainable_keys": True}, 2 * 4_608_000),
         ("ViT-B-16", "cross-modal", COMPARED, 4_127_552),
         ("ViT-B-16", "cross-modal", COMPARED | {"shared": 8}, 4_139_936),
         ("ViT-B-16", "cross-modal", COMPARED | {"shared": 512}, 3_359_744),

@@ -12,7 +12,10 @@ from xmafast.methods.base import Method, pair_blocks
 from xmafast.methods.combined import Combined
 from xmafast.methods.cross_modal import CrossModalAdapter
 from xmafast.methods.disco import Disco
+from xmafast.methods.features import CLIPAdapter
+from xmafast.methods.hada import HADA
 from xmafast.methods.lora import CLIPLoRA, LoRA
+from xmafast.methods.memory import Memory
 from xmafast.methods.mv_adapter import MVAdapter
 from xmafast.methods.prompts import VPT, CoOp, MaPLe, VLPrompt
 from xmafast.methods.shared import MRS, MultiHeadAdapter, UniAdapter
@@ -45,6 +48,9 @@ _ALL = (
     Partial,
     Projection,
     Bias,
+    CLIPAdapter,
+    Memory,
+    HADA,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 Plug = str | tuple[str, Mapping[str, Any]]  # a method's name, or its name and its options

@@ -83,7 +83,9 @@ class Method(nn.Module):
     moves_tokens: ClassVar[bool] = False  # it merges or drops some
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
+    on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
+    data_set_lr: ClassVar[bool] = True  # whether the rate that a data set names, tuned for adapters in blocks, is one for it
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,6 +138,14 @@ class Method(nn.Module):
 
     def unfold(self) -> None:
         """Take up again what ``fold`` let rest."""
+
+    def on_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """What it makes of the encoder's frame embeddings (B, F, D), before the header; mask (B, F), true where a frame is real."""
+        return frames
+
+    def on_text(self, text: Tensor) -> Tensor:
+        """What it makes of the encoder's text embeddings (N, D)."""
+        return text
 
     @property
     def trainable(self) -> int:

@@ -30,6 +30,7 @@ class Combined(Method):
         self.default_header = parts[0].default_header  # type: ignore[misc]
         self.default_lr = parts[0].default_lr  # type: ignore[misc]
         self.inserted = sum(part.inserted for part in parts)
+        self.on_features = all(part.on_features for part in parts)  # type: ignore[misc]
         self.scalable = all(part.scalable for part in parts)  # type: ignore[misc]
         self.tuned = next((part.tuned for part in parts if part.tuned is not None), None)
 
@@ -42,6 +43,12 @@ class Combined(Method):
 
     def text_places(self, block: int, context: Context) -> Places:
         return compose(part.text_places(block, context) for part in self._parts)
+
+    def on_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        return reduce(lambda x, part: part.on_frames(x, mask), self._parts, frames)
+
+    def on_text(self, text: Tensor) -> Tensor:
+        return reduce(lambda x, part: part.on_text(x), self._parts, text)
 
     def extra_loss(self, batch: Batch) -> Tensor | None:
         terms = [term for part in self._parts if (term := part.extra_loss(batch)) is not None]
@@ -72,6 +79,10 @@ def check(parts: Sequence[Method]) -> None:
     fixed = [part.name for part in parts if part.fixed_tokens]
     if moving and fixed:
         raise UsageError(f"{moving[0]!r} merges and drops tokens, and {fixed[0]!r} needs every token in its place; combine others.")
+    fusing = [part.name for part in parts if "second" in part.known_options()]
+    if fusing and len(parts) > 1:
+        other = next(name for name in names if name != fusing[0])
+        raise UsageError(f"{fusing[0]!r} fuses two backbones, and {other!r} acts on one; combine others.")
     for what, having in (
         ("both merge or drop tokens", moving),
         ("both rewrite what the attention gives", [part.name for part in parts if part.rewrites_attention]),
