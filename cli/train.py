@@ -91,6 +91,7 @@ def train(
             seed=seed,
             impl=impl.value,
             report=report,
+            progress=update,
             **options,
         )
     if json:
@@ -98,6 +99,9 @@ def train(
         return
     m = trained.metrics
     out.print(metrics_table(f"Validation, best epoch {m['best_epoch']} (no test clip is read)", [("adapted", m["validation"])], [1, 5, 10]))
+    if "fitted" in m:
+        found = m["fitted"]
+        out.print(f"alpha {found['alpha']:g} and beta {found['beta']:g}, of {found['tried']} settings tried on validation.")
     out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
     out.print(f"Run: {trained.folder}")
     out.print("Next: xmafast eval --topk 1 5 10")

@@ -14,16 +14,37 @@ def cached(call):
 
 
 FAST = ("--epochs", "1", "--batch-size", "2", "--json")
+SECOND = ("--set", "second=demo", "second_pretrained=none")
+FEATURE = ["clip-adapter", "memory", "hada"]
 
 
-@pytest.mark.parametrize("method", ["mv-adapter", "coop", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS)])
+@pytest.mark.parametrize(
+    "method", ["mv-adapter", "coop", *FEATURE, *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in FEATURE)]
+)
 def test_every_method_trains_and_evaluates(call, cached, method):
-    code, out, err = call("train", "--method", method, "--out", "run", *FAST)
+    code, out, err = call("train", "--method", method, "--out", "run", *FAST, *(SECOND if method == "hada" else ()))
     assert code == 0, err
     trained = json.loads(out)["trainable"]
     code, out, err = call("eval", "run", "--json")
     assert code == 0, err
-    assert json.loads(out)["trainable"] == trained > 0
+    assert json.loads(out)["trainable"] == trained
+    assert (trained > 0) == (method != "memory")
+    code, out, err = call("search", "red heart", "run", "--topk", "2", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)) == 2
+
+
+def test_an_embedding_cache_and_a_memory_without_a_step_of_training(call, cached):
+    assert call("cache", "demo", "--level", "embeddings")[0] == 0
+    code, out, err = call("train", "--method", "memory", "--out", "run")
+    assert code == 0, err
+    assert "settings tried on validation" in out
+    assert "Trained 0 parameters" in out
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "epoch" in row] == [1]
+    assert sum("alpha" in row for row in rows) == json.loads(Path("run/metrics.json").read_text())["fitted"]["tried"]
+    assert call("eval", "run", "--json")[0] == 0
+    assert not Path("caches/demo/embeddings").exists()  # nothing was computed a second time
 
 
 def test_options_of_a_method_are_set_by_name(call, cached):
@@ -41,6 +62,12 @@ def test_options_of_a_method_are_set_by_name(call, cached):
         (("--method", "mv-adapter", "--set", "tied=many"), "is int, as 2, not 'many'"),
         (("--method", "mv-adapter", "--set", "tying=sideways"), "tying"),
         (("--method", "coop", "--bottleneck", "4"), "no option 'bottleneck'"),
+        (("--method", "clip-adapter", "--set", "towers=vison"), "Did you mean 'vision'"),
+        (("--method", "clip-adapter", "--set", "ratio=2"), "ratio must lie between 0"),
+        (("--method", "memory", "--set", "pairs=-1"), "pairs must be at least 0"),
+        (("--method", "hada", "--set", "second=ViT-B-33"), "Did you mean 'ViT-B-32'"),
+        (("--method", "hada", "--set", "second=3"), "is str, as 'ViT-B-16', not 3"),
+        (("--method", "hada", *SECOND, "heads=5"), "width must be a multiple of heads"),
         (
             (
                 "--method",
@@ -84,7 +111,7 @@ def test_methods_are_listed_with_size_cost_and_source(call):
     rows = {row["name"]: row for row in json.loads(out)}
     assert set(rows) == {*METHODS, "seqTransf"}
     for row in rows.values():
-        assert row["trainable"] > 0
+        assert (row["trainable"] > 0) == (row["name"] != "memory")
         assert row["gmacs"] == pytest.approx(row["gmacs_video"] + row["gmacs_text"])
         assert all(row[key] for key in ("family", "adapts", "paper", "licence", "header"))
     assert rows["bias"]["gmacs"] < rows["cross-modal"]["gmacs"] < rows["mv-adapter"]["gmacs"]
