@@ -21,7 +21,7 @@ from xmafast.files import write_atomically
 from xmafast.headers import POOLING, SeqTransf
 from xmafast.kernels import similarity
 from xmafast.kernels.dispatch import IMPLEMENTATIONS
-from xmafast.methods import Method, Plug, build_method
+from xmafast.methods import METHODS, Method, Plug, build_method
 from xmafast.methods.base import Context
 from xmafast.methods.combined import Combined
 from xmafast.methods.patching import patched
