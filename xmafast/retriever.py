@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from xmafast import __version__
 from xmafast.backbone import LOCAL_CONFIG, Backbone, load_backbone
-from xmafast.errors import RunError, UsageError, unknown
+from xmafast.errors import BackboneError, RunError, UsageError, unknown
 from xmafast.files import write_atomically
 from xmafast.headers import POOLING, SeqTransf
 from xmafast.kernels import similarity
@@ -331,7 +331,11 @@ def _second_backbone(method: type[Method], options: Mapping[str, Any]) -> tuple[
     second = options.get("second", known["second"])
     if not isinstance(second, Backbone):
         method.check_options(options)
-        second = load_backbone(second, options.get("second_pretrained", known["second_pretrained"]))
+        try:
+            second = load_backbone(second, options.get("second_pretrained", known["second_pretrained"]))
+        except BackboneError as error:
+            choice = "--set second=NAME second_pretrained=FILE, or second=demo"
+            raise BackboneError(f"{method.name} needs a second backbone, which is named with {choice}. {error}") from error
     return second, {**options, "second": second.name, "second_pretrained": second.pretrained}
 
 

@@ -12,7 +12,7 @@ from support import demo_split, ready, second_backbone
 from xmafast import Retriever, evaluate, load, load_backbone, train
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.cache import FrameCache, build_cache, build_features, feature_folder
-from xmafast.errors import RunError, UsageError
+from xmafast.errors import BackboneError, RunError, UsageError
 from xmafast.evaluation import r_sum, rank_cache
 from xmafast.fitting import ALPHAS, BETAS, fit_memory, remember
 from xmafast.frozen import FrozenEmbeddings
@@ -164,6 +164,11 @@ def test_a_run_is_bound_to_its_second_backbone(demo_backbone, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match="trained on other weights"):
         load(folder, demo_backbone)
+
+
+def test_a_second_backbone_without_weights_says_which_option_names_them(demo_backbone):
+    with pytest.raises(BackboneError, match=r"hada needs a second backbone.*second_pretrained=FILE.*no weights file lost/b16\.pt"):
+        Retriever(demo_backbone, "hada", second_pretrained="lost/b16.pt")
 
 
 @pytest.mark.parametrize(
