@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xmafast.cli.options import IMPL, JSON, TOPK, WORKSPACE, Impl
+from xmafast.cli.options import IMPL, JSON, PATCH, TOPK, WORKSPACE, Impl
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, frozen_backbone, run_cache, run_folder
 
@@ -21,6 +21,7 @@ def evaluate(
     pretrained: Annotated[str | None, typer.Option(help="With --zero-shot: a tag, a weights file, or none.")] = None,
     similarity: Annotated[Path | None, typer.Option(help="Metrics of a square .npy matrix, texts by videos; no model.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resample the queries N times for 95 % intervals.")] = 0,
+    patch: PATCH = 1.0,
     impl: IMPL = Impl.auto,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
@@ -42,7 +43,7 @@ def evaluate(
 
         if backbone or pretrained:
             raise UsageError("--backbone and --pretrained go with --zero-shot; a run brings its own backbone.")
-        result, title = run_metrics(run_folder(run, workspace), cache, workspace, topk, bootstrap, impl.value)
+        result, title = run_metrics(run_folder(run, workspace), cache, workspace, topk, bootstrap, impl.value, patch)
         rows = [("zero-shot", result["zero_shot"]), ("adapted", result)]
     if json:
         print_json(result)
@@ -103,14 +104,14 @@ def zero_shot_metrics(
 
 
 def run_metrics(
-    run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int, impl: str
+    run: Path, named_cache: Path | None, workspace: Path, topk: list[int], samples: int, impl: str, patch: float = 1.0
 ) -> tuple[dict[str, Any], str]:
     """A run's metrics, with the frozen model's under the same header as ``zero_shot``."""
     from xmafast.evaluation import evaluate
     from xmafast.retriever import Retriever, best_device, load
 
     retriever = load(run).to(best_device())
-    retriever.impl = impl
+    retriever.impl, retriever.patch = impl, patch
     cache = evaluation_cache(cache_folder(named_cache, workspace) if named_cache else run_cache(run))
     announce(cache, retriever, run)
     frozen = Retriever(retriever.backbone, None, retriever.pooling, words=retriever.words, temperature=retriever.temperature, impl=impl)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from xmafast.cli.options import JSON
-from xmafast.cli.output import out, print_json
+from xmafast.cli.output import note, out, print_json
 
 
 def methods(
@@ -20,6 +20,7 @@ def methods(
     from rich.table import Table
 
     from xmafast.backbone import meta_backbone
+    from xmafast.errors import UsageError
     from xmafast.headers import SeqTransf
     from xmafast.macs import FRAMES, WORDS, count_macs
     from xmafast.methods import METHODS
@@ -42,15 +43,22 @@ def methods(
             **more,
         }
 
-    rows = []
+    rows, unfit = [], {}
     for name, method in METHODS.items():
         wanted: dict[str, Any] = {key: value for key, value in asked.items() if key in method.known_options()}
+        try:
+            method.build(shape)
+        except UsageError as error:
+            unfit[name] = str(error)
+            continue
         built, macs = method.build(shape, **wanted), count_macs(clip, name, **wanted)
         about = {"family": method.family, "header": method.default_header, "options": built.options()}
         rows.append(row(method, name, built.trainable, macs, **about))
     size, macs = sum(p.numel() for p in SeqTransf(shape).parameters()), count_macs(clip, None, "seqTransf")
     rows.append(row(SeqTransf, "seqTransf", size, macs, family="header", header="seqTransf", options={}))
     if json:
+        for reason in unfit.values():
+            note(f"Not on this backbone: {reason}")
         print_json([{**row["options"], **row} for row in rows])
         return
     total, words = sum(frozen.values()) / 1e9, min(WORDS, shape.context_length) if shape.causal else shape.context_length
@@ -65,6 +73,8 @@ def methods(
             table.add_row(r["name"], *numbers, r["header"])
         out.print()
         out.print(table)
+    for reason in unfit.values():
+        out.print(f"\nNot on this backbone: {reason}", soft_wrap=True)
     out.print()
     for r in rows:
         options = ", ".join(f"{key} {value}" for key, value in r["options"].items())

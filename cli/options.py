@@ -23,7 +23,11 @@ class Impl(str, Enum):
 
 
 IMPL = Annotated[Impl, typer.Option(help="Kernels: auto takes Triton where it was measured to be no slower, eager switches it off.")]
-SET = Annotated[list[str], typer.Option("--set", help="An option of the method, as --set tied=3; `xmafast methods` lists them.")]
+SET = Annotated[
+    list[str], typer.Option("--set", help="An option of the method, as --set tied=3, or of a plug, as --set disco.bottleneck=4.")
+]
+PLUG = Annotated[list[str], typer.Option("--plug", help="A method that acts beside --method; repeat it for several.")]
+PATCH = Annotated[float, typer.Option(min=0, max=1, help="How much of what was trained acts: 0 is the frozen model, 1 all of it.")]
 TOPK = Annotated[list[int], typer.Option("--topk", min=1, help="The K of R@K, one or several: --topk 1 5 10.")]
 
 
@@ -34,13 +38,37 @@ def method_options(given: list[str], **named: Any) -> dict[str, Any]:
     options = {key: value for key, value in named.items() if value is not None}
     for text in given:
         key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not all(part.replace("-", "_").isidentifier() for part in key.split(".")):
             raise UsageError(f"--set {text!r} is not NAME=VALUE, as --set tied=3; `xmafast methods` lists each method's options.")
         try:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = {"true": True, "false": False}.get(value.lower(), value)
     return options
+
+
+def plugged(plugs: list[str], options: dict[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    """(the plugs with their options, the method's own options), of options as ``{"disco.bottleneck": 4, "rank": 8}``. Raises UsageError."""
+    from xmafast.errors import UsageError, unknown
+    from xmafast.methods import METHODS
+
+    of: dict[str, dict[str, Any]] = {plug: {} for plug in plugs}
+    own = {}
+    for key, value in options.items():
+        plug, dot, name = key.rpartition(".")
+        if not dot:
+            own[key] = value
+        elif plug in of:
+            of[plug][name] = value
+        else:
+            raise UsageError(f"--set {key} is for a plug {plug!r}, which is not there; name it with --plug {plug}.")
+    for plug in plugs:
+        if plug not in METHODS:
+            raise unknown("plug", plug, METHODS)
+        if plugs.count(plug) > 1:
+            raise UsageError(f"--plug {plug} is given twice; a method is combined with others, not with itself.")
+        METHODS[plug].check_options(of[plug])
+    return list(of.items()), own
 
 
 class SpreadCommand(TyperCommand):
@@ -73,4 +101,4 @@ class SpreadCommand(TyperCommand):
 def _kind(value: str) -> str:
     if value.isdigit():
         return "number"
-    return "pair" if value.partition("=")[0].isidentifier() and "=" in value else ""
+    return "pair" if "=" in value and value.partition("=")[0].replace(".", "_").replace("-", "_").isidentifier() else ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xmafast.cli.options import JSON, WORKSPACE
+from xmafast.cli.options import JSON, PATCH, WORKSPACE
 from xmafast.cli.output import bar, note, out, print_json
 from xmafast.cli.workspace import cache_folder, frozen_backbone, is_cache, newest_runs, run_cache, run_folder
 
@@ -19,6 +19,7 @@ def search(
     topk: Annotated[int, typer.Option(min=1, help="How many clips.")] = 5,
     backbone: Annotated[str | None, typer.Option(help="Search with this frozen backbone, without a run.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="With --backbone: a tag, a weights file, or none.")] = None,
+    patch: PATCH = 1.0,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page with the frames of each hit.")] = None,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
@@ -45,6 +46,7 @@ def search(
     if run is not None or (backbone is None and newest_runs(workspace)):
         folder = run_folder(run, workspace)
         retriever, store, name = load(folder).to(best_device()), folder / "embeddings", str(folder)
+        retriever.patch = patch
         where = run_cache(folder) if cache is None else cache_folder(cache, workspace)
     else:
         where = cache_folder(cache, workspace)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xmafast.cli.options import IMPL, JSON, SET, WORKSPACE, Impl, method_options
+from xmafast.cli.options import IMPL, JSON, PLUG, SET, WORKSPACE, Impl, method_options, plugged
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, new_run
 
@@ -26,7 +26,8 @@ def train(
     method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them. none: the header alone.")] = "cross-modal",
     bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: the method's).")] = None,
     shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: the method's).")] = None,
-    more: SET = [],  # noqa: B006 - typer copies it
+    plug: PLUG = [],  # noqa: B006 - typer copies it
+    more: SET = [],  # noqa: B006
     header: Annotated[Header | None, typer.Option(help="Similarity header (default: the method's).")] = None,
     backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[
@@ -47,7 +48,7 @@ def train(
     """Train a method on a frozen backbone and keep the epoch that is best on validation.
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
-    xmafast train --method mv-adapter --set tied=3
+    xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco
     """
     from xmafast.cache import open_splits
     from xmafast.errors import UsageError, unknown
@@ -55,7 +56,7 @@ def train(
     from xmafast.training import Metrics, Step
     from xmafast.training import train as run_training
 
-    options = method_options(more, bottleneck=bottleneck, shared=shared)
+    plugs, options = plugged(plug, method_options(more, bottleneck=bottleneck, shared=shared))
     if method != NONE:
         if method not in METHODS:
             raise unknown("method", method, [*METHODS, NONE])
@@ -65,7 +66,7 @@ def train(
     folder = cache_folder(cache, workspace)
     explain_missing_train(folder)
     train_cache = open_splits(folder)["train"]
-    what = header.value if method == NONE and header else method
+    what = "+".join([*([] if method == NONE else [method]), *plug]) or (header.value if header else method)
     run = out_folder or new_run(workspace, str(train_cache.attributes.get("dataset", folder.name)), what)
     note(f"Training {what} on {train_cache.path} into {run}")
     with bar("training", "steps", notes=True) as update:
@@ -81,6 +82,7 @@ def train(
             folder,
             run,
             method=None if method == NONE else method,
+            plugs=plugs,
             backbone=backbone,
             pretrained=pretrained,
             header=header.value if header else None,

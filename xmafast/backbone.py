@@ -272,13 +272,15 @@ def backbone_for(attributes: Mapping[str, Any], name: str | None = None, pretrai
 
 
 def meta_backbone(name: str) -> Backbone:
-    """A backbone without weights and without memory, to count with. It has no tokenizer of its own."""
+    """A backbone without weights and without memory, to count with. Its tokenizer gives ids of no word."""
     config = _config(name)
+
+    def tokenizer(texts: Sequence[str], context_length: int) -> Tensor:
+        return torch.zeros(len(texts), context_length, dtype=torch.long)
+
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     with torch.device("meta"):
-        clip = _class_of(config)(**_arguments(config))
-        return Backbone(
-            name, "none", clip, open_clip.tokenize, {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-        )
+        return Backbone(name, "none", _class_of(config)(**_arguments(config)), tokenizer, preprocess)
 
 
 def backbone_shape(name: str) -> Shape:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from xmafast.backbone import Backbone, meta_backbone
 from xmafast.methods import METHODS
@@ -35,7 +36,21 @@ def count_macs(clip: Backbone, method: str | None = None, header: str | None = N
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+class _Counter(TorchDispatchMode):
+    """Sums what torch's own table says of each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def _macs(run: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _Counter() as counter:
         run()
-    return counter.get_total_flops() // 2
+    return counter.flops // 2

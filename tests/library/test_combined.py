@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import ready
 
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
@@ -19,7 +20,7 @@ def frames():
 
 def possible(pair, backbone):
     try:
-        return Retriever(backbone, pair[0], plugs=[pair[1]])
+        return Retriever(backbone, pair[0], plugs=[pair[1]], **ready(pair[0]))
     except UsageError as error:
         return str(error)
 

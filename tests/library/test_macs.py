@@ -27,7 +27,7 @@ def test_an_adapter_costs_its_two_products_a_token():
     assert adapted["text"] - frozen["text"] == WORDS * s.text_depth * 2 * 2 * r * s.text_width
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "tempme"])  # which merges tokens
 def test_no_method_is_cheaper_than_the_frozen_model(method):
     frozen, adapted = count_macs(meta_backbone("demo")), count_macs(meta_backbone("demo"), method)
     assert adapted["video"] >= frozen["video"]

@@ -5,7 +5,7 @@ import copy
 import open_clip
 import pytest
 import torch
-from support import SMALL_TEXT, SMALL_TRUNK, shallow, shallow_timm
+from support import SMALL_TEXT, SMALL_TRUNK, ready, shallow, shallow_timm
 from torch import nn
 
 from xmafast.blocks import MapThenNorm, Places
@@ -54,7 +54,7 @@ def images(backbone, n=2):
 def moved(backbone, method, amount=0.05, **options):
     """A method away from its start, where most methods do nothing."""
     torch.manual_seed(0)
-    model = Retriever(backbone, method, **options).eval()
+    model = Retriever(backbone, method, **ready(method) | options).eval()
     with torch.no_grad():
         for parameter in model.method.parameters():
             parameter.add_(torch.randn_like(parameter) * amount)
@@ -275,7 +275,9 @@ def test_a_tower_that_is_not_known_is_refused():
 # methods on towers without a class token, and on text encoders without a causal mask
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("tempme", "disco")])  # which need a class token
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("tempme", "disco", "hada")]
+)  # of class tokens, or two backbones
 @torch.no_grad()
 def test_away_from_its_start_a_method_keeps_items_apart(siglip, method):
     frames = pixels(siglip, 6).view(3, 2, 64, 64, 3)

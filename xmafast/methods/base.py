@@ -82,6 +82,7 @@ class Method(nn.Module):
     fixed_tokens: ClassVar[bool] = False  # it needs every token of a frame in its place
     moves_tokens: ClassVar[bool] = False  # it merges or drops some
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
+    apart: ClassVar[str] = ""  # why it goes with no other method, as the rest of a sentence
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
     on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over

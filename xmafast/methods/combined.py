@@ -79,10 +79,10 @@ def check(parts: Sequence[Method]) -> None:
     fixed = [part.name for part in parts if part.fixed_tokens]
     if moving and fixed:
         raise UsageError(f"{moving[0]!r} merges and drops tokens, and {fixed[0]!r} needs every token in its place; combine others.")
-    fusing = [part.name for part in parts if "second" in part.known_options()]
-    if fusing and len(parts) > 1:
-        other = next(name for name in names if name != fusing[0])
-        raise UsageError(f"{fusing[0]!r} fuses two backbones, and {other!r} acts on one; combine others.")
+    for part in parts:
+        if part.apart and len(parts) > 1:
+            other = next(name for name in names if name != part.name)
+            raise UsageError(f"{part.name!r} {part.apart}, and cannot stand beside {other!r}; combine others.")
     for what, having in (
         ("both merge or drop tokens", moving),
         ("both rewrite what the attention gives", [part.name for part in parts if part.rewrites_attention]),

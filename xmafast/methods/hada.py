@@ -62,6 +62,7 @@ class HADA(FeatureMethod):
     width: d. heads: of the attention, a divisor of the width. Raises UsageError outside these.
     """
 
+    apart = "fuses two backbones"
     scalable = False
     name = "hada"
     adapts = "final embeddings of two frozen backbones, fused"

@@ -33,6 +33,7 @@ class Memory(FeatureMethod):
     the training set, 0 all; in a run, how many there are. Before any is kept it is the frozen model. Raises UsageError below 0.
     """
 
+    apart = "is fitted to the features of a frozen model"
     name = "memory"
     adapts = "final embeddings, by a look-up among training pairs"
     paper = "after XMAdapter, Yang et al., arXiv 2404.12588"
