@@ -118,3 +118,49 @@ def test_methods_are_listed_with_size_cost_and_source(call):
     code, out, err = call("methods", "--backbone", "demo")
     assert code == 0, err
     assert "arXiv 2211.09623" in " ".join(out.split())
+
+
+def test_plugs_are_trained_beside_a_method_and_their_options_set(call, cached):
+    given = ("--plug", "tempme", "--plug", "disco", "--set", "rank=4", "disco.vision_blocks=2")
+    code, out, err = call("train", "--method", "lora", *given, "--out", "run", *FAST)
+    assert code == 0, err
+    assert "Training lora+tempme+disco" in err
+    config = json.loads(Path("run/best/adapter_config.json").read_text())
+    assert config["options"]["rank"] == 4
+    assert [(name, options.get("vision_blocks")) for name, options in config["plugs"]] == [("tempme", None), ("disco", 2)]
+    code, out, err = call("eval", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["protocol"]["patch"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("--plug", "tempmy"), "Did you mean 'tempme'"),
+        (("--plug", "lora", "--plug", "lora"), "given twice"),
+        (("--set", "disco.vision_blocks=2"), "name it with --plug disco"),
+        (("--plug", "disco", "--set", "disco.rank=2"), "no option 'rank'"),
+        (("--method", "convpass", "--plug", "tempme"), "needs every token in its place"),
+    ],
+)
+def test_plugs_that_do_not_fit_get_one_sentence(call, cached, given, reason):
+    code, _, err = call("train", *given)
+    assert code == 2, err
+    assert reason in err
+    assert "Traceback" not in err
+
+
+def test_a_patch_coefficient_of_zero_is_zero_shot_and_others_lie_between(call, cached):
+    assert call("train", "--lr", "0.05", "--out", "run", *FAST)[0] == 0
+    results = {}
+    for patch in ("0", "0.5", "1"):
+        code, out, err = call("eval", "run", "--patch", patch, "--json")
+        assert code == 0, err
+        results[patch] = json.loads(out)
+    assert results["0"]["t2v"] == results["0"]["zero_shot"]["t2v"]
+    assert results["0.5"]["protocol"]["patch"] == 0.5
+    assert call("eval", "run", "--patch", "1.5")[0] == 2
+    assert call("train", "--method", "coop", "--out", "prompted", *FAST)[0] == 0
+    code, _, err = call("eval", "prompted", "--patch", "0.5")
+    assert code == 2
+    assert "can only be 0 or 1" in err
