@@ -47,18 +47,20 @@ def methods(
     for name, method in METHODS.items():
         wanted: dict[str, Any] = {key: value for key, value in asked.items() if key in method.known_options()}
         try:
-            method.build(shape)
+            built = method.build(shape, **wanted)
         except UsageError as error:
             unfit[name] = str(error)
             continue
-        built, macs = method.build(shape, **wanted), count_macs(clip, name, **wanted)
+        macs = count_macs(clip, name, **wanted)
         about = {"family": method.family, "header": method.default_header, "options": built.options()}
         rows.append(row(method, name, built.trainable, macs, **about))
     size, macs = sum(p.numel() for p in SeqTransf(shape).parameters()), count_macs(clip, None, "seqTransf")
+    if not rows:  # what was asked for fits nothing
+        raise UsageError(next(iter(unfit.values())))
     rows.append(row(SeqTransf, "seqTransf", size, macs, family="header", header="seqTransf", options={}))
     if json:
-        for reason in unfit.values():
-            note(f"Not on this backbone: {reason}")
+        for name, reason in unfit.items():
+            note(f"Left out: {name}. {reason}")
         print_json([{**row["options"], **row} for row in rows])
         return
     total, words = sum(frozen.values()) / 1e9, min(WORDS, shape.context_length) if shape.causal else shape.context_length
@@ -73,8 +75,8 @@ def methods(
             table.add_row(r["name"], *numbers, r["header"])
         out.print()
         out.print(table)
-    for reason in unfit.values():
-        out.print(f"\nNot on this backbone: {reason}", soft_wrap=True)
+    for name, reason in unfit.items():
+        out.print(f"\nLeft out: {name}. {reason}", soft_wrap=True)
     out.print()
     for r in rows:
         options = ", ".join(f"{key} {value}" for key, value in r["options"].items())

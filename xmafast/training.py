@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def train(
     retriever = Retriever(backbone, method, header, plugs=plugs, words=words, impl=impl, **options).to(best_device())
     if not retriever.kept:
         raise UsageError("There is nothing to train: without a method, name a header that trains (--header seqTransf).")
-    named = float(attributes.get("lr", 0)) if retriever.method is None or retriever.method.data_set_lr else 0.0
+    named = _named_lr(attributes, retriever.method.name if retriever.method else retriever.header)
     recipe = Recipe(
         epochs=epochs if epochs is not None else int(attributes.get("epochs", Recipe.epochs)),
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
@@ -355,6 +355,13 @@ def _draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.
     """For each video ``count`` of its ``total`` frames in order, real ones first: (B,) -> (B, count)."""
     keys = generator.random((len(real), total)) + (np.arange(total) >= real[:, None])
     return np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
+
+
+def _named_lr(attributes: Mapping[str, Any], method: str) -> float:
+    """The rate that a data set was found to want for a method, or for the one that plugs stand beside; 0 for none."""
+    rates = attributes.get("lr", 0.0)
+    known = json.loads(rates) if isinstance(rates, str) else {"cross-modal": float(rates)}  # caches once named a single one
+    return float(known.get(method.partition("+")[0], 0.0))
 
 
 def _optimizer(retriever: Retriever, recipe: Recipe) -> torch.optim.Optimizer:

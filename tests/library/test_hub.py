@@ -67,8 +67,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 def test_a_tokenizer_beside_a_local_weights_file_is_taken_from_there(siglip, offline, monkeypatch, tmp_path):
     monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
     monkeypatch.setattr("xmafast.backbone._load_file", lambda clip, path, name: clip)
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: lambda texts, context_length: name)
+    asked = []
+
+    def get_tokenizer(name):
+        asked.append(name)
+        return lambda texts, context_length: torch.zeros(len(texts), context_length, dtype=torch.long)
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", get_tokenizer)
     for file in ("open_clip_model.safetensors", "open_clip_config.json"):
         (tmp_path / file).touch()
     backbone = load_backbone(NAME, str(tmp_path / "open_clip_model.safetensors"))
-    assert backbone.tokenize(["a"]) == f"local-dir:{tmp_path}"
+    assert not backbone.tokenize(["a"]).any()
+    assert asked == [f"local-dir:{tmp_path}"]

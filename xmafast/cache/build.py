@@ -72,7 +72,7 @@ def build_cache(
         "epochs": split.epochs,
         "batch_size": split.batch_size,
         "train_frames": split.train_frames,
-        "lr": split.lr,
+        "lr": json.dumps(dict(split.lr)),
         "default_backbone": split.default_backbone,
         "default_pretrained": split.default_pretrained,
     }

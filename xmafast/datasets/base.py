@@ -60,7 +60,7 @@ class Split:
     """A split of a data set, and the protocol's choices that a cache remembers.
 
     captions_per_epoch: ``all`` (every pair of video and caption once) or ``one`` (every video once, with one caption drawn).
-    epochs, batch_size, train_frames, lr: the training defaults for this data; lr 0 leaves it to the method.
+    epochs, batch_size, train_frames: the training defaults for this data. lr: peak learning rates by method, where some were tuned on it.
     remarks: what a reader of the counts must know, a sentence each.
     """
 
@@ -72,7 +72,7 @@ class Split:
     epochs: int = 5
     batch_size: int = 128
     train_frames: int = 0
-    lr: float = 0.0
+    lr: Mapping[str, float] = field(default_factory=dict)
     default_backbone: str = "ViT-B-32"
     default_pretrained: str = "openai"
     remarks: tuple[str, ...] = ()

@@ -10,6 +10,21 @@ from xmafast.datasets.base import Files, Protocol, Split, Video
 ROOT = Path(__file__).parents[1] / "demo" / "fluent-clips"
 SAMPLING = "uniform"  # the clips last three seconds: one frame a second would miss the motion
 FRAME_SIZE = 96  # the demo backbone's input
+# Of the first by cross-validation inside the training clips (benchmarks/tune_demo.py, with the epochs), of the others on one of its
+# folds (benchmarks/methods.py tune).
+LR = {
+    "cross-modal": 5e-3,
+    "adapter": 9e-3,
+    "mv-adapter": 9e-3,
+    "adaptformer": 2.7e-2,
+    "convpass": 2.7e-2,
+    "st-adapter": 9e-3,
+    "coop": 1e-2,
+    "vpt": 3e-2,
+    "vl-prompt": 1e-2,
+    "maple": 2.7e-2,
+    "full": 3e-4,
+}
 FILES: Files = {"train": (("captions.jsonl",),), "test": (("captions.jsonl",),)}
 PROTOCOL = Protocol(
     title="Animated Fluent emoji",
@@ -44,7 +59,7 @@ def load(root: Path, split: str) -> Split:
         epochs=12,
         batch_size=64,
         train_frames=4,
-        lr=5e-3,  # with the epochs, by cross-validation inside the training clips: benchmarks/tune_demo.py
+        lr=LR,
         default_backbone="demo",
         default_pretrained="demo",
     )

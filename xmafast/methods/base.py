@@ -86,7 +86,6 @@ class Method(nn.Module):
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
     on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
-    data_set_lr: ClassVar[bool] = True  # whether the rate that a data set names, tuned for adapters in blocks, is one for it
 
     def __init__(self) -> None:
         super().__init__()

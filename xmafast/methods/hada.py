@@ -68,7 +68,6 @@ class HADA(FeatureMethod):
     adapts = "final embeddings of two frozen backbones, fused"
     paper = "HADA, Nguyen et al., ECIR 2023, arXiv 2301.04742"
     default_lr = 1e-4
-    data_set_lr = False  # at fifty times its own, the demo's, it forgets both models
 
     def __init__(self, shape: Shape, second: str = "ViT-B-16", second_pretrained: str = "openai", width: int = 512, heads: int = 4) -> None:
         super().__init__()
