@@ -55,8 +55,9 @@ def methods(
         about = {"family": method.family, "header": method.default_header, "options": built.options()}
         rows.append(row(method, name, built.trainable, macs, **about))
     size, macs = sum(p.numel() for p in SeqTransf(shape).parameters()), count_macs(clip, None, "seqTransf")
-    if not rows:  # what was asked for fits nothing
-        raise UsageError(next(iter(unfit.values())))
+    meant = [name for name, method in METHODS.items() if set(asked) & set(method.known_options())]
+    if asked and all(name in unfit for name in meant):  # what was asked for fits nothing
+        raise UsageError(unfit[meant[0]])
     rows.append(row(SeqTransf, "seqTransf", size, macs, family="header", header="seqTransf", options={}))
     if json:
         for name, reason in unfit.items():

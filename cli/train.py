@@ -39,6 +39,7 @@ def train(
     train_frames: Annotated[
         int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all (default: the data set's).")
     ] = None,
+    patch_drop: Annotated[float, typer.Option(min=0, max=1, help="Share of each frame's patches that a step leaves out.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
     impl: IMPL = Impl.auto,
     out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/DATASET-METHOD-TIME).")] = None,
@@ -90,6 +91,7 @@ def train(
             batch_size=batch_size,
             lr=lr,
             train_frames=train_frames,
+            patch_drop=patch_drop,
             seed=seed,
             impl=impl.value,
             report=report,

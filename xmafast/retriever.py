@@ -24,6 +24,7 @@ from xmafast.kernels.dispatch import IMPLEMENTATIONS
 from xmafast.methods import METHODS, Method, Plug, build_method
 from xmafast.methods.base import Context
 from xmafast.methods.combined import Combined
+from xmafast.methods.dropping import check_dropping, dropping
 from xmafast.methods.patching import patched
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -87,7 +88,7 @@ class Retriever(nn.Module):
         self.impl = impl
         self.temperature = temperature
         self.enabled = True  # False switches off what is trained: the features are the frozen model's, to the bit
-        self._patch = 1.0
+        self._patch, self._patch_drop = 1.0, 0.0
         self._merged: dict[str, Tensor] | None = None
 
     @property
@@ -107,6 +108,19 @@ class Retriever(nn.Module):
         if self._merged is not None:
             raise UsageError("The model is merged; call unmerge() before setting its patch coefficient.")
         self._patch = float(share)
+
+    @property
+    def patch_drop(self) -> float:
+        """The share of each image's patches that is dropped in training (``xmafast.methods.dropping``); 0 as published.
+
+        Setting it raises UsageError outside 0..1, and where patches cannot be dropped.
+        """
+        return self._patch_drop
+
+    @patch_drop.setter
+    def patch_drop(self, share: float) -> None:
+        check_dropping(share, self.backbone.shape, self.method)
+        self._patch_drop = share
 
     @property
     def on(self) -> bool:
@@ -187,6 +201,8 @@ class Retriever(nn.Module):
         context = Context(f, None if mask is None else mask.bool().to(self.device), self.impl)
         method = self.acting
         places = None if method is None else lambda block: patched(method.vision_places(block, context), self.patch)
+        if self.training and self.patch_drop:
+            places = dropping(places, self.patch_drop, self.backbone.shape.prefix)
         if frames.dtype == torch.uint8:
             embeddings = self._backbone("encode_frames", flat, places, impl=self.impl).view(b, f, -1)
         else:

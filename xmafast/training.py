@@ -43,13 +43,15 @@ class Recipe:
     """How to optimise: AdamW with float32 masters, linear warm-up over 10 % of the steps, cosine decay to zero.
 
     Weight decay acts on weights, not on biases. A batch holds ``batch_size`` pairs of video and caption. With ``train_frames``,
-    each step sees that many frames of each video, drawn anew and kept in order; 0 is all of them, as published.
+    each step sees that many frames of each video, drawn anew and kept in order; 0 is all of them, as published. patch_drop: the share of
+    each frame's patches that a step leaves out.
     """
 
     epochs: int = 5
     batch_size: int = 128
     lr: float = 1e-3
     train_frames: int = 0
+    patch_drop: float = 0.0
     weight_decay: float = 0.2
     clip_norm: float = 1.0
     seed: int = 0
@@ -101,6 +103,7 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     train_frames: int | None = None,
+    patch_drop: float = 0.0,
     seed: int = 0,
     impl: str = "auto",
     report: Callable[[Step, Metrics | None], None] | None = None,
@@ -142,9 +145,11 @@ def train(
         batch_size=batch_size if batch_size is not None else int(attributes.get("batch_size", Recipe.batch_size)),
         lr=lr if lr is not None else named or (retriever.method or SeqTransf).default_lr,
         train_frames=train_frames if train_frames is not None else int(attributes.get("train_frames", Recipe.train_frames)),
+        patch_drop=patch_drop,
         seed=seed,
     )
     recipe.check()
+    retriever.patch_drop = recipe.patch_drop
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _empty_folder(out)

@@ -14,7 +14,13 @@ pytest.importorskip("triton")
 CHECKS = sorted((Path(__file__).parent / "interpreted").glob("check_*.py"))
 
 
-@pytest.mark.parametrize("path", CHECKS, ids=lambda p: p.stem.removeprefix("check_"))
+LONG = "check_adapter_norm"  # which shares its walk with check_bottleneck
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem == LONG else (), id=p.stem.removeprefix("check_")) for p in CHECKS],
+)
 def test_kernels_under_the_interpreter(path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(path)],

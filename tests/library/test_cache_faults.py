@@ -118,6 +118,7 @@ def test_a_cache_of_an_older_format_is_refused(tmp_path):
         FrameCache(path)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so_and_keeps_its_rows_open(tmp_path):
     script, path = tmp_path / "script.py", tmp_path / "train.h5"
     call = f"build_cache(demo_split('train', 4), {str(path)!r}, **{OPTIONS!r})"

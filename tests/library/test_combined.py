@@ -25,8 +25,13 @@ def possible(pair, backbone):
         return str(error)
 
 
-@pytest.mark.parametrize("plug", ["tempme", "disco", pytest.param("lora", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("base", METHODS)
+QUICK = ("cross-modal", "lora", "full", "coop", "convpass", "vop", "dgl", "memory", "hada", "tempme")
+PAIRS = [(base, plug) for base in METHODS for plug in ("tempme", "disco", "lora")]
+
+
+@pytest.mark.parametrize(
+    ("base", "plug"), [pytest.param(b, p, marks=() if b in QUICK and p != "lora" else pytest.mark.slow) for b, p in PAIRS]
+)
 def test_every_pair_keeps_the_contract_or_says_why_not(demo_backbone, base, plug, tmp_path):
     torch.manual_seed(0)
     model = possible((base, plug), demo_backbone)

@@ -79,8 +79,13 @@ def test_seqtransf_takes_no_more_frames_than_it_has_positions(demo_backbone):
         model.encode_frames(torch.zeros(1, 33, 96, 96, 3, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("header", ["seqTransf", *(pytest.param(h, marks=pytest.mark.slow) for h in POOLING if h != "seqTransf")])
-@pytest.mark.parametrize("method", [None, *METHODS])
+FEW = (None, "cross-modal", "mv-adapter", "coop", "full", "clip-adapter")
+PAIRS = [(m, h) for m in (None, *METHODS) for h in POOLING]
+
+
+@pytest.mark.parametrize(
+    ("method", "header"), [pytest.param(m, h, marks=() if h == "seqTransf" and m in FEW else pytest.mark.slow) for m, h in PAIRS]
+)
 def test_any_method_goes_with_any_header(demo_backbone, method, header, tmp_path):
     torch.manual_seed(0)
     model = Retriever(demo_backbone, method, header, **ready(method))

@@ -124,8 +124,15 @@ def test_only_the_methods_parameters_get_gradients(backbone, method):
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
-@pytest.mark.parametrize("header", ["mean", "text-conditioned"])
-@pytest.mark.parametrize(("backbone", "method"), [case for case in EVERY if case.values[0] in WITH_KERNELS], indirect=["backbone"])
+KERNEL_CASES = [
+    pytest.param(b, m, h, marks=() if quick(b, m) and (h == "mean" or m in ONE_OF_A_KIND) else pytest.mark.slow)
+    for b in WITH_KERNELS
+    for m in METHODS
+    for h in ("mean", "text-conditioned")
+]
+
+
+@pytest.mark.parametrize(("backbone", "method", "header"), KERNEL_CASES, indirect=["backbone"])
 def test_kernels_and_eager_agree_in_loss_and_gradient(backbone, method, header):
     """On the CPU ``triton`` runs the registered ops' CPU kernels: the same calls, the same places."""
     model, x, groups = retriever(backbone, method, header=header), frames(backbone), torch.tensor([0, 1, 1])

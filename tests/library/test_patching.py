@@ -31,7 +31,10 @@ def test_zero_is_the_frozen_model_to_the_bit(demo_backbone, name):
         assert all(torch.equal(a, b) for a, b in zip(found, (model.encode_frames(x), model.encode_text(CAPTIONS)), strict=True))
 
 
-@pytest.mark.parametrize("name", SCALABLE)
+QUICK = ("cross-modal", "adaptformer", "convpass", "lora", "full", "clip-adapter")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCALABLE])
 def test_a_small_share_is_a_small_change(demo_backbone, name):
     model, x = moved(demo_backbone, name), torch.randint(0, 256, (2, 2, 96, 96, 3), dtype=torch.uint8)
     changes = []

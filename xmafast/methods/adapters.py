@@ -166,6 +166,7 @@ class Convpass(BothEncoders):
 
     name = "convpass"
     fixed_tokens = True
+    needs_grid = True
     adapts = "beside attention and MLP, over neighbouring patches (vision); after the MLP (text)"
     paper = "Convpass, Jie and Deng, arXiv 2207.07039"
     licence = "MIT"
@@ -227,6 +228,7 @@ class STAdapter(BothEncoders):
 
     name = "st-adapter"
     fixed_tokens = True
+    needs_grid = True
     adapts = "before each block, over neighbouring frames (vision); after the MLP (text)"
     paper = "ST-Adapter, Pan et al., NeurIPS 2022, arXiv 2206.13559"
     licence = "MIT"

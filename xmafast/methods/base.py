@@ -80,6 +80,7 @@ class Method(nn.Module):
     licence: ClassVar[str]  # of the published code, none of which is here
     default_header: ClassVar[str]
     fixed_tokens: ClassVar[bool] = False  # it needs every token of a frame in its place
+    needs_grid: ClassVar[bool] = False  # it needs every patch of an image, as a picture or frame by frame
     moves_tokens: ClassVar[bool] = False  # it merges or drops some
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
     apart: ClassVar[str] = ""  # why it goes with no other method, as the rest of a sentence

@@ -31,6 +31,7 @@ class Combined(Method):
         self.default_lr = parts[0].default_lr  # type: ignore[misc]
         self.inserted = sum(part.inserted for part in parts)
         self.on_features = all(part.on_features for part in parts)  # type: ignore[misc]
+        self.needs_grid = any(part.needs_grid for part in parts)  # type: ignore[misc]
         self.scalable = all(part.scalable for part in parts)  # type: ignore[misc]
         self.tuned = next((part.tuned for part in parts if part.tuned is not None), None)
 
