@@ -221,7 +221,11 @@ def test_every_name_of_open_clip_is_taken_with_every_method_or_refused_in_one_se
             assert (shape.vision_width, shape.vision_depth) == (vision["width"], vision["layers"])
         with torch.device("meta"):
             for method in METHODS:
-                assert build_method(method, shape).trainable > 0, (name, method)
+                if (method in ("tempme", "disco") and not shape.prefix) or (method in ("tempme", "dgl") and shape.rotary):
+                    with pytest.raises(UsageError, match=r"class token|rotary positions"):
+                        build_method(method, shape)
+                    continue
+                assert build_method(method, shape).trainable > 0 or method == "memory", (name, method)
             tower = str(vision)
             if tower in run:
                 continue
