@@ -14,12 +14,12 @@ pytest.importorskip("triton")
 CHECKS = sorted((Path(__file__).parent / "interpreted").glob("check_*.py"))
 
 
-LONG = "check_adapter_norm"  # which shares its walk with check_bottleneck
+QUICK = ("check_bottleneck", "check_ranking", "check_frames")  # the others share their walks with these
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.slow if p.stem == LONG else (), id=p.stem.removeprefix("check_")) for p in CHECKS],
+    [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow, id=p.stem.removeprefix("check_")) for p in CHECKS],
 )
 def test_kernels_under_the_interpreter(path):
     done = subprocess.run(
