@@ -100,14 +100,14 @@ def peak_resident(run: Run) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    before = _resident_peak()
+    before = resident_peak()
     result = run()
-    peak = _resident_peak() - before
+    peak = resident_peak() - before
     del result
     return peak / 1e6
 
 
-def _resident_peak() -> int:
+def resident_peak() -> int:
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 

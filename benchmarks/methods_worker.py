@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
-from measure import _resident_peak, interleaved
+from measure import interleaved, resident_peak
 from methods_rows import BY_NAME, Row
 
 from xmafast import Retriever, build_cache, load, load_backbone
@@ -146,14 +145,13 @@ def times(job: dict) -> dict:
 def memory(job: dict) -> dict:
     """MB by which the process's peak of two steps exceeds what is resident with the backbone and the batch alone."""
     step = stepper(job, BY_NAME[job["row"]])
-    before = _resident_peak()
+    before = resident_peak()
     step()
     step()
-    return {"peak_mb": (_resident_peak() - before) / 1e6}
+    return {"peak_mb": (resident_peak() - before) / 1e6}
 
 
 TASKS = {"cache": cache, "tune": tune, "train": train_one, "forget": forget, "times": times, "memory": memory}
 
 if __name__ == "__main__":
-    tempfile.tempdir = None
     print(json.dumps(TASKS[sys.argv[1]](json.loads(sys.argv[2]))))

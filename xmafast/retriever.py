@@ -141,7 +141,11 @@ class Retriever(nn.Module):
         """
         if self.method is None or self._merged is not None:
             raise UsageError("There is nothing to merge." if self.method is None else "The model is merged already.")
-        found = self.method.fold(dict(self.backbone.clip.named_parameters()), self.patch)
+        own: dict[str, Tensor] = dict(self.backbone.clip.named_parameters())
+        if self.method.tuned is not None:  # updates are added to what stands in for the backbone's own
+            tuned = self.method.tuned.mapping().items()
+            own |= {name.removeprefix("clip."): self._patched(name, value) for name, value in tuned}
+        found = self.method.fold(own, self.patch)
         if not found:
             raise UsageError(f"{self.method.name!r} cannot be merged: it is no update of the backbone's weights.")
         self._merged = {f"clip.{name}": value.detach() for name, value in found.items()}

@@ -47,6 +47,8 @@ def test_methods_train_with_it_or_say_why_not(demo_backbone):
 def test_shares_and_towers_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="between 0 and 1"):
         check_dropping(1.0, Shape(8, 2, 8, 2, 8, 1), None)
+    with pytest.raises(UsageError, match="reads the frozen model's embeddings"):
+        check_dropping(0.5, Shape(8, 2, 8, 2, 8, 1), None)
     with pytest.raises(UsageError, match="rotary positions"):
         check_dropping(0.5, Shape(8, 2, 8, 2, 8, 1, rotary=True), None)
 

@@ -66,6 +66,17 @@ def test_merged_equals_unmerged_in_both_encoders_and_back_to_the_bit(demo_backbo
     assert all(torch.equal(value, before[key]) for key, value in demo_backbone.state_dict().items())
 
 
+def test_an_update_is_merged_into_what_another_method_tunes(demo_backbone):
+    torch.manual_seed(0)
+    model, x = Retriever(demo_backbone, "full", plugs=["lora"]).eval(), frames(demo_backbone)
+    with torch.no_grad():
+        for parameter in model.trained.values():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        video = model.encode_frames(x)
+        model.merge()
+        torch.testing.assert_close(model.encode_frames(x), video, rtol=1e-3, atol=1e-4)
+
+
 def test_a_merged_model_is_no_longer_trained(demo_backbone):
     model = moved(demo_backbone)
     model.merge()

@@ -24,6 +24,8 @@ def check_dropping(share: float, shape: Shape, method: Method | None) -> None:
         raise UsageError(f"--patch-drop must lie between 0 and 1, not {share}.")
     if share and shape.rotary:
         raise UsageError("--patch-drop cannot be used: this backbone's image tower needs its patches' rotary positions in every block.")
+    if share and (method is None or method.on_features):
+        raise UsageError("--patch-drop has nothing to drop: what is trained here reads the frozen model's embeddings.")
     if share and method is not None and method.needs_grid:
         raise UsageError(f"--patch-drop cannot be used with {method.name!r}, which needs every patch in its place.")
 
