@@ -85,8 +85,12 @@ def main() -> None:
 def tune(row: Row, args: argparse.Namespace, records: Records) -> None:
     """The best of a grid of rates, each a factor of three from the next; a grid's end that is best is walked on from."""
 
+    start = row.lr
+    if start is None or f"lr/{row.name}" in records.rows:
+        return
+
     def score(step: int) -> float:
-        lr = row.lr * FACTOR**step
+        lr = start * FACTOR**step
         key = f"tune/{row.name}/{lr:.3g}"
         if key not in records.rows:
             records[key] = worker("tune", args, {"row": row.name, "lr": lr})
@@ -99,16 +103,16 @@ def tune(row: Row, args: argparse.Namespace, records: Records) -> None:
         if score(best + step) <= score(best):
             break
         best += step
-    records[f"lr/{row.name}"] = float(f"{row.lr * FACTOR**best:.3g}")
+    records[f"lr/{row.name}"] = float(f"{start * FACTOR**best:.3g}")
 
 
 def train(row: Row, seed: int, args: argparse.Namespace, records: Records) -> None:
     key = f"train/{row.name}/{seed}"
     if key in records.rows:
         return
-    if f"lr/{row.name}" not in records.rows:
+    if row.lr is not None and f"lr/{row.name}" not in records.rows:
         sys.exit(f"{row.name} has no learning rate yet: run the step tune first")
-    records[key] = worker("train", args, {"row": row.name, "lr": records.rows[f"lr/{row.name}"], "seed": seed})
+    records[key] = worker("train", args, {"row": row.name, "lr": records.rows.get(f"lr/{row.name}"), "seed": seed})
     print(f"{key}: t2v R@1 {records.rows[key]['t2v']['R@1']:.1f}", file=sys.stderr, flush=True)
 
 
@@ -122,6 +126,7 @@ def forget(rows: list[Row], args: argparse.Namespace, records: Records) -> None:
 
 def cost(rows: list[Row], args: argparse.Namespace, records: Records) -> None:
     """Times are comparable within one process alone, so that all rows are measured again where one is missing."""
+    rows = [row for row in rows if row.lr is not None]
     if all(f"cost/{row.name}" in records.rows for row in rows):
         return
     times = worker("times", args, {"rows": [row.name for row in rows]})

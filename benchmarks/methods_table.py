@@ -28,15 +28,25 @@ def cells(records: dict[str, Any], row: Row, seeds: list[int]) -> list[str]:
     runs = [records[key] for seed in seeds if (key := f"train/{row.name}/{seed}") in records]
     forgot = [records[key] for seed in seeds if (key := f"forget/{row.name}/{seed}") in records]
     out = [row.name]
-    out += [f"{runs[0]['trainable']:,} ({runs[0]['trainable_percent']:.2f} %)", f"{runs[0]['lr']:g}"] if runs else ["–", "–"]
+    lr = "none" if row.lr is None else f"{runs[0]['lr']:g}" if runs else "–"
+    out += [f"{runs[0]['trainable']:,} ({runs[0]['trainable_percent']:.2f} %)" if runs else "–", lr]
     for side in ("t2v", "v2t"):
         for key in ("R@1", "R@5", "R@10", "MnR"):
             values = [run[side][key] for run in runs]
             spread = f" ({np.std(values, ddof=1):.1f})" if key == "R@1" and len(values) > 1 else ""
             out.append(f"{np.mean(values):.1f}{spread}" if len(values) == len(seeds) else "–")
-    own, full = records.get(f"cost/{row.name}"), records.get(f"cost/{REFERENCE}")
-    out.append(f"{own['step']['median_ms'] / full['step']['median_ms']:.2f}" if own and full else "–")
-    out.append(f"{own['peak_mb'] / full['peak_mb']:.2f}" if own and full else "–")
+    if row.lr is None:
+        out += ["none", "none"]
+    else:
+        out += _cost(records, row)
     kept = [sum(f["after"].values()) / sum(f["before"].values()) for f in forgot]
     out.append(f"{100 * np.mean(kept):.0f} %" if len(kept) == len(seeds) else "–")
     return out
+
+
+def _cost(records: dict[str, Any], row: Row) -> list[str]:
+    """Time of a step and peak memory, against the reference row's."""
+    own, full = records.get(f"cost/{row.name}"), records.get(f"cost/{REFERENCE}")
+    if not own or not full:
+        return ["–", "–"]
+    return [f"{own['step']['median_ms'] / full['step']['median_ms']:.2f}", f"{own['peak_mb'] / full['peak_mb']:.2f}"]

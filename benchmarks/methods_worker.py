@@ -21,7 +21,8 @@ from xmafast.cache import open_splits
 from xmafast.datasets import default_root, demo, load_split
 from xmafast.demo import pretrain
 from xmafast.evaluation import rank_both, rank_cache
-from xmafast.losses import contrastive_loss
+from xmafast.frozen import FrozenEmbeddings
+from xmafast.losses import contrastive_loss, total_loss
 from xmafast.training import Recipe, _optimizer, fit, train
 
 FOLDS, FOLD_SEED = 3, 0
@@ -32,7 +33,9 @@ def recipe(job: dict, attributes: Any, **changes: Any) -> Recipe:
 
 
 def new(row: Row) -> Retriever:
-    return Retriever(load_backbone("demo"), row.method, row.header, **row.options)
+    made = Retriever(load_backbone("demo"), row.method, row.header, plugs=row.plugs, **row.options)
+    made.patch_drop = row.patch_drop
+    return made
 
 
 def r_sum(metrics: dict) -> float:
@@ -58,8 +61,9 @@ def tune(job: dict) -> dict:
     fold = np.sort(np.array_split(np.random.default_rng(FOLD_SEED).permutation(split.rows), FOLDS)[0])
     torch.manual_seed(0)
     retriever = new(BY_NAME[job["row"]])
+    frozen = FrozenEmbeddings(retriever, split) if retriever.on_features else None
     try:
-        for _ in fit(retriever, split, np.setdiff1d(split.rows, fold), recipe(job, split.attributes, lr=job["lr"])):
+        for _ in fit(retriever, split, np.setdiff1d(split.rows, fold), recipe(job, split.attributes, lr=job["lr"]), frozen=frozen):
             pass
     except FloatingPointError:
         return {"r_sum": 0.0}
@@ -72,7 +76,8 @@ def train_one(job: dict) -> dict:
     row, folder = BY_NAME[job["row"]], Path(job["workspace"]) / "caches" / "demo"
     out = run_folder(job, row.name, job["seed"])
     shutil.rmtree(out, ignore_errors=True)  # of a run that was cut short before its metrics were recorded
-    trained = train(folder, out, method=row.method, header=row.header, lr=job["lr"], seed=job["seed"], epochs=job["epochs"], **row.options)
+    given = {"method": row.method, "plugs": row.plugs, "header": row.header, "patch_drop": row.patch_drop}
+    trained = train(folder, out, **given, lr=job["lr"], seed=job["seed"], epochs=job["epochs"], **row.options)
     metrics = rank_cache(trained.retriever, open_splits(folder)["test"]).metrics()
     keys = ("best_epoch", "train_seconds", "trainable", "trainable_percent")
     return metrics | {key: trained.metrics[key] for key in keys} | {"lr": job["lr"]}
@@ -126,9 +131,17 @@ def stepper(job: dict, row: Row) -> Callable[[], object]:
     frames, mask = frames[:, : settings.train_frames].contiguous(), mask[:, : settings.train_frames]
     texts, groups = [split.captions[r][0] for r in rows], torch.from_numpy(rows)
     optimizer, trained = _optimizer(retriever, settings), list(retriever.trained.values())
+    if retriever.on_features:  # trained on embeddings that were computed once
+        frozen = FrozenEmbeddings(retriever, split)
+        features, text = frozen.read(rows)[0][:, : settings.train_frames].contiguous(), frozen.text(texts)
+
+    def loss_of() -> torch.Tensor:
+        if retriever.on_features:
+            return contrastive_loss(retriever, retriever.on_text(text), retriever.on_frames(features, mask), mask, groups)
+        return total_loss(retriever, texts, frames, mask, groups)
 
     def step() -> None:
-        loss = contrastive_loss(retriever, retriever.encode_text(texts), retriever.encode_frames(frames, mask), mask, groups)
+        loss = loss_of()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)

@@ -20,6 +20,7 @@ from xmafast.cache.decode import resolve_decoder
 from xmafast.datasets import demo
 from xmafast.datasets.base import Split, Video
 from xmafast.errors import UsageError
+from xmafast.retriever import Retriever
 
 PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
 
@@ -43,6 +44,20 @@ def second_backbone() -> Backbone:
 def ready(method: str | None) -> dict[str, Any]:
     """The options under which a method trains something on any backbone, offline."""
     return {"hada": {"second": second_backbone()}, "memory": {"pairs": 4, "trainable_keys": True}}.get(method or "", {})
+
+
+def with_stream(model: Retriever) -> Retriever:
+    """A method that reads another stream of each video is given one, the same for all."""
+    if model.reads_stream:
+        width = next(part.stream_width for part in getattr(model.method, "parts", {"": model.method}).values() if part.reads_stream)
+        features = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0))
+        encode = model.encode_frames
+
+        def encode_frames(x, mask=None, stream=None):
+            return encode(x, mask, (features.expand(len(x), -1, -1), torch.ones(len(x), 3, dtype=torch.bool)))
+
+        model.encode_frames = encode_frames
+    return model
 
 
 def shallow_timm(name: str, vision: int = 2, text: int = 2, trunk: dict | None = None, **text_changes: object) -> Backbone:

@@ -30,7 +30,8 @@ def embed_frames(retriever: Retriever, cache: FrameReader, rows: np.ndarray, pro
     for start in range(0, len(rows), VIDEOS_AT_ONCE):
         frames, mask = cache.read(rows[start : start + VIDEOS_AT_ONCE])
         with autocast(retriever.device):
-            embeddings.append(retriever.encode_frames(frames, mask).float())
+            stream = retriever.read_stream([cache.ids[row] for row in rows[start : start + VIDEOS_AT_ONCE]])
+            embeddings.append(retriever.encode_frames(frames, mask, stream).float())
         masks.append(mask.to(retriever.device))
         if progress:
             progress(min(start + VIDEOS_AT_ONCE, len(rows)), len(rows))
@@ -126,7 +127,8 @@ def _key(retriever: Retriever, cache: FrameReader) -> str:
     """Everything that the embeddings depend on, as a short hash."""
     digest = hashlib.sha256(retriever.backbone.fingerprint.encode())
     if retriever.on:
-        digest.update(f"{retriever.patch}".encode())
+        stream = retriever.stream.fingerprint if retriever.reads_stream and retriever.stream is not None else ""
+        digest.update(f"{retriever.patch} {retriever.dataset or ''} {stream}".encode())
         for name, value in sorted(retriever.kept.items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

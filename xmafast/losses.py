@@ -13,17 +13,27 @@ from xmafast.precision import autocast
 from xmafast.retriever import Retriever
 
 
-def total_loss(retriever: Retriever, texts: Sequence[str], frames: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+def total_loss(
+    retriever: Retriever,
+    texts: Sequence[str],
+    frames: Tensor,
+    mask: Tensor,
+    groups: Tensor,
+    stream: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """The loss of a batch of pairs: ``contrastive_loss`` of their embeddings, and the method's own terms.
 
-    texts (N), frames uint8 (N, F, H, W, 3), mask (N, F), groups (N,) the video that each pair shows.
+    texts (N), frames uint8 (N, F, H, W, 3), mask (N, F), groups (N,) the video that each pair shows, stream as
+    ``encode_frames`` takes it.
     """
     with autocast(retriever.device):
-        video = retriever.encode_frames(frames, mask)
+        video = retriever.encode_frames(frames, mask, stream)
         text = retriever.encode_text(texts)
     text, video, groups = text.float(), video.float(), groups.to(text.device)
     loss = contrastive_loss(retriever, text, video, mask, groups)
-    more = retriever.acting.extra_loss(Batch(retriever, list(texts), frames, mask, text, video, groups)) if retriever.acting else None
+    more = (
+        retriever.acting.extra_loss(Batch(retriever, list(texts), frames, mask, text, video, groups, stream)) if retriever.acting else None
+    )
     return loss if more is None else loss + more
 
 

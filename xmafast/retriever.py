@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from xmafast import __version__
 from xmafast.backbone import LOCAL_CONFIG, Backbone, load_backbone
+from xmafast.cache.stream import StreamFile
 from xmafast.errors import BackboneError, RunError, UsageError, unknown
 from xmafast.files import write_atomically
 from xmafast.headers import POOLING, SeqTransf
@@ -26,6 +27,7 @@ from xmafast.methods.base import Context
 from xmafast.methods.combined import Combined
 from xmafast.methods.dropping import check_dropping, dropping
 from xmafast.methods.patching import patched
+from xmafast.methods.routed import Routed
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OWN_BACKBONE = "./backbone"  # in a run's folder, where no name gives its backbone back
@@ -89,6 +91,8 @@ class Retriever(nn.Module):
         self.temperature = temperature
         self.enabled = True  # False switches off what is trained: the features are the frozen model's, to the bit
         self._patch, self._patch_drop = 1.0, 0.0
+        self._dataset: str | None = None
+        self.stream: StreamFile | None = None  # what a method that reads one reads, in training, evaluation and search
         self._merged: dict[str, Tensor] | None = None
 
     @property
@@ -131,6 +135,58 @@ class Retriever(nn.Module):
     def acting(self) -> Method | None:
         """The method, where it is switched on."""
         return self.method if self.on else None
+
+    @property
+    def reads_stream(self) -> bool:
+        """Whether the method reads features of another stream of the videos."""
+        return self.method is not None and self.method.reads_stream
+
+    def read_stream(self, ids: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """What ``encode_frames`` takes as ``stream`` for the videos of these ids, from the file in ``stream``."""
+        return self.stream.read(ids) if self.reads_stream and self.stream is not None else None
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets that the method has something of its own for; empty for nearly all methods."""
+        return list(self.method.datasets) if self.method is not None else []
+
+    @property
+    def dataset(self) -> str | None:
+        """Which of ``datasets`` acts; None is the mean of them, for data that was not trained on.
+
+        Setting it raises UsageError for a name that is not among them.
+        """
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, name: str | None) -> None:
+        if self._merged is not None:
+            raise UsageError("The model is merged; call unmerge() before setting its data set.")
+        if name is not None and name not in self.datasets:
+            raise unknown("data set", name, self.datasets)
+        if self.method is not None:
+            self.method.route_to(name)
+        self._dataset = name
+
+    @torch.no_grad()
+    def collapsed(self) -> Retriever:
+        """A retriever like this one, whose routed updates are the plain ones of ``dataset``, on the same backbone.
+
+        Raises UsageError where nothing is routed.
+        """
+        parts = _parts(self.method)
+        if not any(isinstance(part, Routed) for part in parts):
+            raise UsageError("There is nothing to collapse: the method has no inventory for several data sets.")
+        made = [part.collapsed(self.backbone.shape) if isinstance(part, Routed) else part for part in parts]
+        named = [(part.name, part.options()) for part in made]
+        kept = {"words": self.words, "temperature": self.temperature, "impl": self.impl}
+        plain = Retriever(self.backbone, named[0][0], self.header, plugs=named[1:], **kept, **named[0][1]).to(self.device)
+        for own, part in zip(_parts(plain.method), made, strict=True):
+            own.load_state_dict(part.state_dict())
+        if plain.temporal is not None and self.temporal is not None:
+            plain.temporal.load_state_dict(self.temporal.state_dict())
+        plain.patch = self.patch
+        return plain.train(self.training)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -193,16 +249,22 @@ class Retriever(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.mean.device
 
-    def encode_frames(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode_frames(self, frames: Tensor, mask: Tensor | None = None, stream: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Frames of videos -> un-normalised frame embeddings (B, F, D).
 
         frames: uint8 (B, F, H, W, 3), resized to the backbone's input where they differ, or normalised float (B, F, 3, H, W).
-        mask: (B, F), true where a frame is real; None means all are. Raises UsageError for float frames where two backbones are to read
-        them, each of which has its own size and scale.
+        mask: (B, F), true where a frame is real; None means all are. stream: features (B, S, W) and mask (B, S) of another stream of the
+        same videos, for the method ``stream``; None means that no video has one. Raises UsageError for float frames where two backbones
+        are to read them, each of which has its own size and scale, and for a stream of another shape.
         """
         b, f = frames.shape[:2]
         flat = frames.flatten(0, 1).to(self.device)
-        context = Context(f, None if mask is None else mask.bool().to(self.device), self.impl)
+        given = None if stream is None else (stream[0].to(self.device), stream[1].bool().to(self.device))
+        if given is not None and given[0].shape[:2] != (b, *given[1].shape[1:]):
+            raise UsageError(
+                f"A stream has features (B, S, W) and a mask (B, S) of the {b} videos, not {given[0].shape} and {given[1].shape}."
+            )
+        context = Context(f, None if mask is None else mask.bool().to(self.device), self.impl, stream=given)
         method = self.acting
         places = None if method is None else lambda block: patched(method.vision_places(block, context), self.patch)
         if self.training and self.patch_drop:
@@ -290,8 +352,7 @@ class Retriever(nn.Module):
         """All that is needed, beside the trained tensors, to make this model again."""
         if not self.kept:
             raise RunError("A frozen backbone without a method or a trained header has nothing to save.")
-        parts: list[Any] = list(self.method.parts.values()) if isinstance(self.method, Combined) else [self.method] if self.method else []
-        named = [(part.name, {key: value for key, value in part.options().items() if key != "words"}) for part in parts]
+        named = [(part.name, {key: value for key, value in part.options().items() if key != "words"}) for part in _parts(self.method)]
         return {
             "xmafast_version": __version__,
             "method": named[0][0] if named else None,
@@ -338,6 +399,13 @@ class Retriever(nn.Module):
         except (OSError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"{file} cannot be loaded ({reason}); train again or restore the file.") from error
+
+
+def _parts(method: Method | None) -> list[Method]:
+    """The methods that one is combined of, or itself."""
+    if isinstance(method, Combined):
+        return list(method.parts.values())  # type: ignore[arg-type]
+    return [] if method is None else [method]
 
 
 def _identity(backbone: Backbone) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import ready
+from support import ready, with_stream
 
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
@@ -20,7 +20,7 @@ def frames():
 
 def possible(pair, backbone):
     try:
-        return Retriever(backbone, pair[0], plugs=[pair[1]], **ready(pair[0]))
+        return with_stream(Retriever(backbone, pair[0], plugs=[pair[1]], **ready(pair[0])))
     except UsageError as error:
         return str(error)
 
@@ -50,7 +50,7 @@ def test_every_pair_keeps_the_contract_or_says_why_not(demo_backbone, base, plug
             parameter.add_(torch.randn_like(parameter) * 0.02)
         both = model.encode_frames(x, mask)
         torch.testing.assert_close(model.encode_frames(x[1:], mask[1:]), both[1:], rtol=1e-3, atol=1e-4)
-        assert torch.equal(load(model.save(tmp_path / "run"), demo_backbone).encode_frames(x, mask), both)
+        assert torch.equal(with_stream(load(model.save(tmp_path / "run"), demo_backbone)).encode_frames(x, mask), both)
         model.enabled = False
         frozen = demo_backbone.encode_image(demo_backbone.normalise(x.flatten(0, 1))).view(2, 3, -1)
         assert torch.equal(model.encode_frames(x, mask), frozen)

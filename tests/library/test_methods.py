@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from support import ready
+from support import ready, with_stream
 from torch.profiler import ProfilerActivity, profile
 
 from xmafast.backbone import Shape, backbone_shape
@@ -25,6 +25,7 @@ def frames(backbone, b=3, f=2):
 NEEDS = {  # of a backbone
     "tempme": "needs 4 vision blocks|needs a class token|rotary positions",
     "disco": "vision_blocks must lie|needs a class token",
+    "stream": "blocks must lie",
     "dgl": "rotary positions",
 }
 
@@ -32,7 +33,7 @@ NEEDS = {  # of a backbone
 def retriever(backbone, method="cross-modal", **options):
     torch.manual_seed(0)
     try:
-        return Retriever(backbone, method, **ready(method) | options).eval()
+        return with_stream(Retriever(backbone, method, **ready(method) | options).eval())
     except UsageError as error:
         if re.search(NEEDS.get(method, "no need"), str(error)):
             pytest.skip(f"{method} on {backbone.name}: {error}")
@@ -44,11 +45,11 @@ COMPARED = {"bottleneck": 128, "sites": "mlp", "norm": True, "train_biases": Tru
 
 # prompts start at random, the others at the frozen model or near it
 EXACT = (
-    *("mv-adapter", "adaptformer", "convpass", "st-adapter", "uniadapter", "mrs", "multi-head"),
+    *("mv-adapter", "adaptformer", "convpass", "st-adapter", "uniadapter", "mrs", "multi-head", "stream"),
     *("full", "partial", "projection", "bias"),
 )
 
-ROUNDED = ("lora", "clip-lora")  # the same sums, with the attention's steps taken one by one
+ROUNDED = ("lora", "clip-lora", "routed")  # the same sums, with the attention's steps taken one by one
 
 BACKBONES = ("demo_backbone", "siglip", "eva02", "vit_b32", "vit_b16", "vit_l14", "siglip_b16")
 ONE_OF_A_KIND = ("cross-modal", "mv-adapter", "convpass", "lora", "disco", "maple", "vop", "full")  # on timm's towers in the quick run
@@ -198,8 +199,8 @@ def test_saved_and_loaded_gives_the_same_scores(demo_backbone, method, tmp_path)
         for parameter in model.method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
         before = model(CAPTIONS, x)
-        assert torch.equal(load(model.save(tmp_path / "a"), demo_backbone)(CAPTIONS, x), before)
-        assert torch.equal(load(tmp_path / "a")(CAPTIONS, x), before)
+        assert torch.equal(with_stream(load(model.save(tmp_path / "a"), demo_backbone))(CAPTIONS, x), before)
+        assert torch.equal(with_stream(load(tmp_path / "a"))(CAPTIONS, x), before)
 
 
 @pytest.mark.parametrize(

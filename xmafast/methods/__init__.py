@@ -18,7 +18,9 @@ from xmafast.methods.lora import CLIPLoRA, LoRA
 from xmafast.methods.memory import Memory
 from xmafast.methods.mv_adapter import MVAdapter
 from xmafast.methods.prompts import VPT, CoOp, MaPLe, VLPrompt
+from xmafast.methods.routed import Routed
 from xmafast.methods.shared import MRS, MultiHeadAdapter, UniAdapter
+from xmafast.methods.stream import Stream
 from xmafast.methods.tempme import TempMe
 from xmafast.methods.tuning import Bias, Full, Partial, Projection
 from xmafast.methods.video_prompts import DGL, Coupled, VoP
@@ -33,8 +35,10 @@ _ALL = (
     UniAdapter,
     MRS,
     MultiHeadAdapter,
+    Stream,
     LoRA,
     CLIPLoRA,
+    Routed,
     TempMe,
     Disco,
     CoOp,

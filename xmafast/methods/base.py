@@ -41,7 +41,7 @@ class Context:
     frames: F, the frames of each video (1 for single images and for text); mask: (B // F, F) bool, true where a frame is real.
     impl: auto, eager or triton, to be handed to ``xmafast.kernels``. positions: of text, its positional embedding (context length, W).
     ends: of text, where its embedding is read (B,). image_level: of text, that this pass is for the image-level terms of a loss.
-    layout: see ``Layout``.
+    stream: of video, features of another stream (videos, S, W) and their mask (videos, S), where they were given. layout: see ``Layout``.
     """
 
     frames: int = 1
@@ -50,12 +50,13 @@ class Context:
     positions: Tensor | None = None
     ends: Tensor | None = None
     image_level: bool = False
+    stream: tuple[Tensor, Tensor] | None = None
     layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method's own loss terms may use: texts and frames as they came, their embeddings, mask (N, F), groups (N,)."""
+    """What a method's own loss terms may use: texts, frames and stream as they came, their embeddings, mask (N, F), groups (N,)."""
 
     retriever: Retriever
     texts: list[str]
@@ -64,6 +65,7 @@ class Batch:
     text: Tensor
     video: Tensor
     groups: Tensor
+    stream: tuple[Tensor, Tensor] | None = None
 
 
 class Method(nn.Module):
@@ -85,12 +87,14 @@ class Method(nn.Module):
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
     apart: ClassVar[str] = ""  # why it goes with no other method, as the rest of a sentence
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
+    reads_stream: ClassVar[bool] = False  # it reads features of another stream of the videos
     on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone
     default_lr: ClassVar[float]  # for AdamW with float32 masters, where the data set names none; the published rates do not carry over
 
     def __init__(self) -> None:
         super().__init__()
         self.tuned: Tuned | None = None  # copies of backbone weights that the method trains
+        self.datasets: list[str] = []  # that it has something of its own for
         self.inserted = 0  # tokens that stand after the start of every text, for the method to replace
 
     @classmethod
@@ -129,6 +133,9 @@ class Method(nn.Module):
     def extra_loss(self, batch: Batch) -> Tensor | None:
         """Terms that training adds to the contrastive loss."""
         return None
+
+    def route_to(self, dataset: str | None) -> None:
+        """Let what was trained for that data set act, in a method that has something of its own for each."""
 
     def fold(self, own: Mapping[str, Tensor], patch: float = 1.0) -> dict[str, Tensor]:
         """Put what can be merged into the backbone's weights, and let it rest.

@@ -29,9 +29,11 @@ class Combined(Method):
         self.name = "+".join(part.name for part in parts)  # type: ignore[misc]  # of this combination
         self.default_header = parts[0].default_header  # type: ignore[misc]
         self.default_lr = parts[0].default_lr  # type: ignore[misc]
+        self.datasets = [name for part in parts for name in part.datasets]
         self.inserted = sum(part.inserted for part in parts)
         self.on_features = all(part.on_features for part in parts)  # type: ignore[misc]
         self.needs_grid = any(part.needs_grid for part in parts)  # type: ignore[misc]
+        self.reads_stream = any(part.reads_stream for part in parts)  # type: ignore[misc]
         self.scalable = all(part.scalable for part in parts)  # type: ignore[misc]
         self.tuned = next((part.tuned for part in parts if part.tuned is not None), None)
 
@@ -54,6 +56,10 @@ class Combined(Method):
     def extra_loss(self, batch: Batch) -> Tensor | None:
         terms = [term for part in self._parts if (term := part.extra_loss(batch)) is not None]
         return torch.stack(terms).sum() if terms else None
+
+    def route_to(self, dataset: str | None) -> None:
+        for part in self._parts:
+            part.route_to(dataset)
 
     def fold(self, own: Mapping[str, Tensor], patch: float = 1.0) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

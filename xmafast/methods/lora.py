@@ -29,6 +29,17 @@ from xmafast.methods.base import Context, Method
 _PROJECTIONS = (("attn.in_proj_weight",), ("attn.qkv.weight",), ("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"))
 
 
+def update(x: Tensor, down: Tensor, up: Tensor, groups: int) -> Tensor:
+    """B A x, of each group: x (.., D), down (G r, D), up (3D, r) -> (.., 3D)."""
+    pieces = zip(F.linear(x, down).chunk(groups, dim=-1), up.chunk(groups), strict=True)
+    return torch.cat([F.linear(z, own) for z, own in pieces], dim=-1)
+
+
+def product(down: Tensor, up: Tensor, groups: int) -> Tensor:
+    """B A, of each group below the other: (3D, D)."""
+    return torch.cat([b @ a for b, a in zip(up.chunk(groups), down.chunk(groups), strict=True)])
+
+
 class LowRank(nn.Module):
     """Of one block: ``down`` (G r, D) and ``up`` (3D, r); each of the G groups updates 3 / G of the three projections."""
 
@@ -40,12 +51,11 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., D) -> (.., 3D)."""
-        pieces = zip(F.linear(x, self.down).chunk(self.groups, dim=-1), self.up.chunk(self.groups), strict=True)
-        return torch.cat([F.linear(z, up) for z, up in pieces], dim=-1)
+        return update(x, self.down, self.up, self.groups)
 
     def product(self) -> Tensor:
         """B A, (3D, D)."""
-        return torch.cat([up @ down for up, down in zip(self.up.chunk(self.groups), self.down.chunk(self.groups), strict=True)])
+        return product(self.down, self.up, self.groups)
 
 
 class LoRA(Method):
@@ -68,10 +78,13 @@ class LoRA(Method):
             raise UsageError(f"dropout must lie between 0 and 1, not {dropout}.")
         self.rank, self.scale, self.folded = rank, scale, False
         self.dropout = nn.Dropout(dropout)
-        self.vision = nn.ModuleList(LowRank(shape.vision_width, rank, self.groups) for _ in range(shape.vision_depth))
-        self.text = nn.ModuleList(LowRank(shape.text_width, rank, self.groups) for _ in range(shape.text_depth))
+        self.vision = nn.ModuleList(self._module(shape.vision_width) for _ in range(shape.vision_depth))
+        self.text = nn.ModuleList(self._module(shape.text_width) for _ in range(shape.text_depth))
         self._names = [(i, _names(shape.tensors, True, i)) for i in range(shape.vision_depth)]
         self._text_names = [(i, _names(shape.tensors, False, i)) for i in range(shape.text_depth)]
+
+    def _module(self, width: int) -> nn.Module:
+        return LowRank(width, self.rank, self.groups)
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank, "scale": self.scale, "dropout": self.dropout.p}

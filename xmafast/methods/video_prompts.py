@@ -193,7 +193,7 @@ class Coupled(MaPLe):
             return None
         kept = [self._dropped(text) for text in batch.texts]
         text = batch.retriever.encode_text(kept)
-        frames = batch.retriever.encode_frames(batch.frames.flip(-2 if batch.frames.dtype == torch.uint8 else -1), batch.mask)
+        frames = batch.retriever.encode_frames(batch.frames.flip(-2 if batch.frames.dtype == torch.uint8 else -1), batch.mask, batch.stream)
         agree = F.cosine_similarity(batch.text.float(), text.float()).mean()
         seen = F.cosine_similarity(batch.video.float(), frames.float(), dim=-1)
         mask = batch.mask.to(seen)
