@@ -179,7 +179,7 @@ class Retriever(nn.Module):
             raise UsageError("There is nothing to collapse: the method has no inventory for several data sets.")
         made = [part.collapsed(self.backbone.shape) if isinstance(part, Routed) else part for part in parts]
         named = [(part.name, part.options()) for part in made]
-        kept = {"words": self.words, "temperature": self.temperature, "impl": self.impl}
+        kept: dict[str, Any] = {"words": self.words, "temperature": self.temperature, "impl": self.impl}
         plain = Retriever(self.backbone, named[0][0], self.header, plugs=named[1:], **kept, **named[0][1]).to(self.device)
         for own, part in zip(_parts(plain.method), made, strict=True):
             own.load_state_dict(part.state_dict())
