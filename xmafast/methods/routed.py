@@ -114,7 +114,7 @@ class Routed(LoRA):
         if dataset is not None and dataset not in self.datasets:
             raise unknown("data set", dataset, self.datasets)
         for module in (*self.vision, *self.text):
-            module.dataset = None if dataset is None else self.datasets.index(dataset)  # type: ignore[assignment]
+            module.dataset = None if dataset is None else self.datasets.index(dataset)
 
     @torch.no_grad()
     def collapsed(self, shape: Shape) -> CLIPLoRA:
