@@ -10,6 +10,7 @@ import typer
 
 from xmafast import __version__
 from xmafast.cli.cache import cache
+from xmafast.cli.collapse import collapse
 from xmafast.cli.datasets import datasets
 from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
@@ -40,6 +41,7 @@ for name, command in (
     ("verify", verify),
     ("merge", merge),
     ("import", import_official),
+    ("collapse", collapse),
     ("doctor", doctor),
 ):
     app.command(name, cls=SpreadCommand)(command)

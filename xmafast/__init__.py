@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from xmafast.backbone import Backbone, load_backbone
     from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, merge, open_splits
+    from xmafast.cache.stream import StreamFile, write_stream
     from xmafast.data import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.methods import METHODS
@@ -27,6 +28,7 @@ _HOME = {
     "FrameCache": "cache",
     "FrameDataset": "data",
     "Retriever": "retriever",
+    "StreamFile": "cache.stream",
     "build_cache": "cache",
     "build_features": "cache",
     "evaluate": "evaluation",
@@ -36,6 +38,7 @@ _HOME = {
     "merge": "cache",
     "open_splits": "cache",
     "train": "training",
+    "write_stream": "cache.stream",
 }
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "FrameDataset",
     "METHODS",
     "Retriever",
+    "StreamFile",
     "__version__",
     "build_cache",
     "build_features",
@@ -55,6 +59,7 @@ __all__ = [
     "merge",
     "open_splits",
     "train",
+    "write_stream",
 ]
 
 
