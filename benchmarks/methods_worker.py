@@ -22,8 +22,8 @@ from xmafast.datasets import default_root, demo, load_split
 from xmafast.demo import pretrain
 from xmafast.evaluation import rank_both, rank_cache
 from xmafast.frozen import FrozenEmbeddings
-from xmafast.losses import contrastive_loss, total_loss
-from xmafast.training import Recipe, _optimizer, fit, train
+from xmafast.training import Recipe, fit, make_optimizer, train
+from xmafast.training.loop import batch_loss
 
 FOLDS, FOLD_SEED = 3, 0
 
@@ -130,18 +130,13 @@ def stepper(job: dict, row: Row) -> Callable[[], object]:
     frames, mask = split.read(rows)
     frames, mask = frames[:, : settings.train_frames].contiguous(), mask[:, : settings.train_frames]
     texts, groups = [split.captions[r][0] for r in rows], torch.from_numpy(rows)
-    optimizer, trained = _optimizer(retriever, settings), list(retriever.trained.values())
-    if retriever.on_features:  # trained on embeddings that were computed once
-        frozen = FrozenEmbeddings(retriever, split)
-        features, text = frozen.read(rows)[0][:, : settings.train_frames].contiguous(), frozen.text(texts)
-
-    def loss_of() -> torch.Tensor:
-        if retriever.on_features:
-            return contrastive_loss(retriever, retriever.on_text(text), retriever.on_frames(features, mask), mask, groups)
-        return total_loss(retriever, texts, frames, mask, groups)
+    optimizer, trained = make_optimizer(retriever, settings), list(retriever.trained.values())
+    frozen = FrozenEmbeddings(retriever, split) if retriever.on_features else None  # computed once, and trained on
+    if frozen is not None:
+        frames = frozen.read(rows)[0][:, : settings.train_frames].contiguous()
 
     def step() -> None:
-        loss = loss_of()
+        loss = batch_loss(retriever, texts, frames, mask, groups, frozen)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)

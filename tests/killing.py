@@ -75,6 +75,7 @@ def at_step(name: str, folder: Path, last: int | None, report: Connection | None
                 stepwise(owner, attribute)
     stepwise(os, "pwrite", lambda write, file, data, offset: write(file, bytes(data)[: len(data) // 2], offset))
     stepwise(Path, "write_text", lambda write, path, text, **options: write(path, text[: len(text) // 2], **options))
+    stepwise(Path, "write_bytes", lambda write, path, data: write(path, data[: len(data) // 2]))
     stepwise(retriever, "save_file", _half_a_file)
     WORKS[name][1](folder)
     if report:

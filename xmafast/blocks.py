@@ -7,7 +7,9 @@ the library's own line: the features are equal to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 Map = Callable[[Tensor], Tensor]
 
@@ -187,8 +191,48 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attends: Tensor | None, p
     h = None
     for block, place, norm in zip(blocks, at, [*following, None][: len(blocks)], strict=True):
         forward, _ = FAMILIES[type(block)]
-        x, h = forward(block, x, attends, place, h, norm)
+        if _CHECKPOINTED.get() and torch.is_grad_enabled():
+            x, h = _again_in_backward(forward, block, x, attends, place, h, norm)
+        else:
+            x, h = forward(block, x, attends, place, h, norm)
     return x
+
+
+_CHECKPOINTED = ContextVar("checkpointed", default=False)
+
+
+@contextmanager
+def checkpointed(on: bool = True) -> Iterator[None]:
+    """Within it, blocks keep their input alone for the backward pass, and are run again there: the same gradients, in less memory.
+
+    Not for methods that keep count from block to block (``Method.moves_tokens``), whose blocks do not do the same twice.
+    """
+    token = _CHECKPOINTED.set(on)
+    try:
+        yield
+    finally:
+        _CHECKPOINTED.reset(token)
+
+
+class _Again(nn.Module):
+    """A block and the norm after it, to be run with the weights that they had the first time, which a method may have put there."""
+
+    def __init__(self, forward: Callable[..., Any], block: nn.Module, norm: Any) -> None:
+        super().__init__()
+        self.run, self.block, self.norm = forward, block, norm
+
+    def forward(self, x: Tensor, attends: Tensor | None, place: Places, h: Tensor | None) -> Any:
+        return self.run(self.block, x, attends, place, h, self.norm)
+
+
+def _again_in_backward(forward: Any, block: nn.Module, x: Tensor, attends: Tensor | None, place: Places, h: Any, norm: Any) -> Any:
+    both = _Again(forward, block, norm)
+    weights = dict(both.named_parameters())
+
+    def run(x: Tensor, h: Tensor | None) -> Any:
+        return functional_call(both, weights, (x, attends, place, h))
+
+    return checkpoint(run, x, h, use_reentrant=False)
 
 
 def causal_mask(mask: Tensor | None, length: int) -> Tensor | None:

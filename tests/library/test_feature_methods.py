@@ -17,7 +17,8 @@ from xmafast.evaluation import r_sum, rank_cache
 from xmafast.fitting import ALPHAS, BETAS, fit_memory, remember
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.methods import build_method
-from xmafast.training import _loss, training_split
+from xmafast.training import batch_loss, training_split
+from xmafast.training.data import draw_frames, pick
 
 SHAPE = Shape(8, 2, 8, 2, 12, 1000)
 FAST = {"epochs": 2, "batch_size": 8, "lr": 1e-3}
@@ -204,11 +205,14 @@ def test_a_step_from_embeddings_is_a_step_through_the_backbone(demo_backbone, tm
     if method == "memory":
         remember(model.method, frozen, cache, cache.rows)
     batch = [(0, 0), (3, 1), (4, 0), (1, 0)]
+    rows, texts = np.array([row for row, _ in batch]), [cache.captions[row][caption] for row, caption in batch]
     for train_frames in (0, 3):
         results = []
         for source in (None, frozen):
             model.zero_grad()
-            loss = _loss(model, cache, batch, train_frames, np.random.default_rng(0), source)
+            drawn = draw_frames(cache.num_frames[rows], 6, train_frames, np.random.default_rng(0)) if train_frames else None
+            frames, mask = pick(*(source or cache).read(rows), drawn)
+            loss = batch_loss(model, texts, frames, mask, torch.from_numpy(rows), source)
             loss.backward()
             results.append((loss.detach(), [p.grad.clone() for p in model.trained.values()]))
         assert any(g.abs().sum() > 0 for g in results[0][1])

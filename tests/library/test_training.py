@@ -9,7 +9,8 @@ from xmafast.backbone import load_backbone
 from xmafast.cache import build_cache
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.retriever import load
-from xmafast.training import _epoch_batches, _schedule, train, training_split
+from xmafast.training import loop, schedule, train, training_split
+from xmafast.training.data import epoch_batches
 
 FAST = {"epochs": 2, "batch_size": 8, "seed": 0}
 
@@ -111,15 +112,13 @@ def test_impossible_recipes_are_refused(small_caches, tmp_path, option):
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_videos(small_caches, tmp_path, monkeypatch):
-    from xmafast import training
-
-    real, calls = training._loss, []
+    real, calls = loop.batch_loss, []
 
     def breaks(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(training, "_loss", breaks)
+    monkeypatch.setattr(loop, "batch_loss", breaks)
     with pytest.raises(RunError, match=r"became nan .* in step 4 of 6, on the videos .*--lr 0\.\d+"):
         train(small_caches, tmp_path / "run", **FAST)
     assert load(tmp_path / "run" / "last").trainable == 58_032
@@ -128,16 +127,16 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_videos(small_cache
 def test_an_epoch_draws_one_caption_a_video_or_goes_through_every_pair(small_caches):
     cache, rows, *_ = training_split(small_caches)
     generator = np.random.default_rng(0)
-    one = [pair for batch in _epoch_batches(cache, rows, None, 8, generator) for pair in batch]
+    one = [pair for batch in epoch_batches(cache, rows, None, 8, generator) for pair in batch]
     assert sorted(row for row, _ in one) == sorted(rows)
     pairs = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))]
-    batches = _epoch_batches(cache, rows, list(pairs), 5, generator)
+    batches = epoch_batches(cache, rows, list(pairs), 5, generator)
     assert sorted(pair for batch in batches for pair in batch) == sorted(pairs)
     assert all(len(batch) >= 2 for batch in batches)
 
 
-def test_the_schedule_warms_up_and_decays_without_a_jump():
-    values = [_schedule(step, 100) for step in range(100)]
+def test_theschedule_warms_up_and_decays_without_a_jump():
+    values = [schedule(step, 100) for step in range(100)]
     assert values[0] > 0
     assert max(values) == values[9] == values[10] == 1.0
     assert values[-1] < 0.001

@@ -1,0 +1,183 @@
+"""The batches of a training: drawn one after the other, read ahead by a thread.
+
+What is random here comes from one numpy generator, and is drawn in the order of the steps by the thread that trains; the thread that
+reads only reads. A batch knows its place and how the generator stood at the beginning of its epoch, so that a checkpoint after any
+step can say where to go on, however far ahead the reading is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xmafast.cache import FrameReader
+
+AHEAD = 2  # batches that are read while a step runs
+
+Pairs = list[tuple[int, int]]  # (row, caption of the row)
+Frames = tuple[Tensor, Tensor]  # uint8 (B, F, H, W, 3), or embeddings (B, F, D); mask (B, F)
+
+
+@dataclass(frozen=True)
+class Place:
+    """After which batch of a training: its epoch (from 1), how many batches of it are taken, the generator at the epoch's beginning."""
+
+    epoch: int = 1
+    taken: int = 0
+    generator: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A batch that is not read yet. frames: of each video those that were drawn, (B, count), or None for all."""
+
+    pairs: Pairs
+    frames: np.ndarray | None
+    place: Place  # once this batch is taken
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.array([row for row, _ in self.pairs])
+
+
+class Plan:
+    """Which batches a training takes: ``steps_per_epoch`` of them an epoch, the same ones for the same seed.
+
+    A data set whose cache says so goes through every caption in an epoch, others through every video with one caption drawn.
+    """
+
+    def __init__(self, cache: FrameReader, rows: np.ndarray, batch_size: int, train_frames: int = 0, seed: int = 0) -> None:
+        self.cache, self.rows = cache, rows
+        self.batch_size, self.train_frames, self.seed = batch_size, train_frames, seed
+        each = cache.attributes.get("captions_per_epoch") == "all"
+        self.every_pair = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))] if each else None
+        self.steps_per_epoch = len(_cuts(len(rows if self.every_pair is None else self.every_pair), batch_size))
+
+    def draws(self, epochs: int, after: Place | None = None) -> Iterator[Draw]:
+        """The batches of all epochs, or those after a place."""
+        generator = np.random.default_rng(self.seed)
+        after = after or Place()
+        if after.generator:
+            generator.bit_generator.state = after.generator
+        for epoch in range(after.epoch, epochs + 1):
+            state = generator.bit_generator.state
+            for taken, pairs in enumerate(epoch_batches(self.cache, self.rows, self.every_pair, self.batch_size, generator), 1):
+                draw = Draw(pairs, self._frames(pairs, generator), Place(epoch, taken, state))
+                if epoch > after.epoch or taken > after.taken:  # one that was taken already is drawn as well, and left out
+                    yield draw
+
+    def _frames(self, pairs: Pairs, generator: np.random.Generator) -> np.ndarray | None:
+        total = self.cache.shape[1]
+        if not 0 < self.train_frames < total:
+            return None
+        return draw_frames(self.cache.num_frames[[row for row, _ in pairs]], total, self.train_frames, generator)
+
+
+def _cuts(count: int, batch_size: int) -> list[slice]:
+    """The batches of ``count`` pairs in their order. A last one of a single pair joins the one before."""
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
+
+
+def epoch_batches(
+    cache: FrameReader, rows: np.ndarray, pairs: Pairs | None, batch_size: int, generator: np.random.Generator
+) -> list[Pairs]:
+    """One epoch in random order: every pair, or every row with one caption drawn."""
+    if pairs is None:
+        pairs = [(int(row), int(generator.integers(len(cache.captions[row])))) for row in rows]
+    order = generator.permutation(len(pairs))
+    return [[pairs[i] for i in order[cut]] for cut in _cuts(len(order), batch_size)]
+
+
+def draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """For each video ``count`` of its ``total`` frames in order, real ones first: (B,) -> (B, count)."""
+    keys = generator.random((len(real), total)) + (np.arange(total) >= real[:, None])
+    return np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
+
+
+def pick(frames: Tensor, mask: Tensor, drawn: np.ndarray | None) -> Frames:
+    """Of each video the frames that were drawn."""
+    if drawn is None:
+        return frames, mask
+    index = torch.from_numpy(drawn).to(frames.device)
+    return frames[torch.arange(len(index), device=frames.device)[:, None], index], mask.gather(1, index)
+
+
+class Uploads:
+    """Copies of batches to a GPU, from pinned memory and on a stream of their own, so that none waits for a step nor a step for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def send(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event]:
+        """Begin a copy. In the thread that reads."""
+        with torch.cuda.stream(self.stream):
+            there = [part.pin_memory().to(self.device, non_blocking=True) for part in (frames, mask)]
+            done = torch.cuda.Event()
+            done.record(self.stream)
+        return there[0], there[1], done
+
+    def take(self, frames: Tensor, mask: Tensor, done: torch.cuda.Event) -> Frames:
+        """Have the current stream wait for a copy. In the thread that trains."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(done)
+        for part in (frames, mask):
+            part.record_stream(current)  # its memory is not given away while the step still reads it
+        return frames, mask
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is read. waited: seconds that the training waited for it."""
+
+    draw: Draw
+    frames: Tensor
+    mask: Tensor
+    waited: float
+
+
+def read_ahead(cache: FrameReader, draws: Iterator[Draw], device: torch.device) -> Iterator[Batch]:
+    """Batches of a cache, on the device, in the order of ``draws``. Closing it ends the thread."""
+    uploads = Uploads(device) if device.type == "cuda" else None
+
+    def read(draw: Draw) -> tuple[Any, ...]:
+        drawn = draw.frames
+        if uploads is None:
+            return pick(*cache.read(draw.rows), drawn)
+        shape = (len(draw.pairs), *cache.shape[1:])
+        pinned = None if drawn is not None else torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # kept by torch for the next one
+        return uploads.send(*pick(*cache.read(draw.rows, pinned), drawn))
+
+    pool = ThreadPoolExecutor(1, "xmafast-reader")
+    try:
+        waiting = deque((draw, pool.submit(read, draw)) for draw in islice(draws, AHEAD))
+        while waiting:
+            draw, future = waiting.popleft()
+            began = time.monotonic()
+            parts = future.result()
+            frames, mask = parts if uploads is None else uploads.take(*parts)
+            waited = time.monotonic() - began
+            if (following := next(draws, None)) is not None:
+                waiting.append((following, pool.submit(read, following)))
+            yield Batch(draw, frames, mask, waited)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_now(read: Callable[[np.ndarray], Frames], draws: Iterator[Draw]) -> Iterator[Batch]:
+    """The same of what lies in memory already."""
+    for draw in draws:
+        began = time.monotonic()
+        frames, mask = pick(*read(draw.rows), draw.frames)
+        yield Batch(draw, frames, mask, time.monotonic() - began)

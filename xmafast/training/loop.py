@@ -1,0 +1,186 @@
+"""The training loop: one optimiser step after the other, from any place that was reached before."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xmafast.blocks import checkpointed
+from xmafast.cache import FrameReader
+from xmafast.frozen import FrozenEmbeddings
+from xmafast.losses import contrastive_loss, total_loss
+from xmafast.retriever import Retriever
+from xmafast.training.data import Batch, Place, Plan, read_ahead, read_now
+from xmafast.training.recipe import Recipe, make_optimizer, schedule
+
+SHOWN = 8  # ids of a batch that a message names
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number of ``steps`` and its epoch of ``epochs`` (both from 1), loss, gradient norm before clipping, learning
+    rate, videos a second, and the share of its time that it waited for data.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    grad_norm: float
+    lr: float
+    videos_per_second: float = 0.0
+    wait: float = 0.0
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.step * self.epochs == self.epoch * self.steps
+
+
+class Diverged(FloatingPointError):
+    """The loss or its gradient is no longer a number, in a step on the videos ``ids``; the weights are still those before the step."""
+
+    def __init__(self, step: int, steps: int, loss: float, grad_norm: float, ids: list[str]) -> None:
+        self.step, self.loss, self.grad_norm, self.ids = step, loss, grad_norm, ids
+        some = ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+        super().__init__(f"The loss became {loss} (gradient norm {grad_norm:g}) in step {step} of {steps}, on the videos {some}.")
+
+
+class Trainer:
+    """A retriever's method and header in training on rows of a cache.
+
+    frozen: the cache's frozen embeddings, where all that is trained acts on them; the backbone is not run then. checkpointing: run each
+    block again in the backward pass instead of keeping what is in it.
+
+    Attributes: ``done`` and ``steps`` (of the whole training), ``epoch``, ``optimizer``, ``place``. ``tensors``, with ``place`` and
+    ``done``, is all that ``restore`` needs to go on to the same end, to the bit where the device's arithmetic repeats.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        cache: FrameReader,
+        rows: np.ndarray,
+        recipe: Recipe,
+        frozen: FrozenEmbeddings | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        self.retriever, self.cache, self.recipe = retriever, cache, recipe
+        self.frozen, self.checkpointing = frozen, checkpointing
+        self.plan = Plan(cache, rows, recipe.batch_size, recipe.train_frames, recipe.seed)
+        self.optimizer = make_optimizer(retriever, recipe)
+        self.steps = recipe.epochs * self.plan.steps_per_epoch
+        self.place, self.done = Place(), 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the last step that was taken, from 1."""
+        return self.place.epoch
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the last step that was taken ended an epoch."""
+        return self.done > 0 and self.done % self.plan.steps_per_epoch == 0
+
+    def run(self) -> Iterator[Step]:
+        """Take the steps that are left; between two of them the model may be used for anything else. Raises Diverged."""
+        draws = self.plan.draws(self.recipe.epochs, self.place)
+        device = self.retriever.device
+        with closing(read_ahead(self.cache, draws, device) if self.frozen is None else read_now(self.frozen.read, draws)) as batches:
+            while True:
+                began = time.monotonic()
+                if (batch := next(batches, None)) is None:
+                    return
+                loss, norm, lr = self.step(batch)
+                seconds = time.monotonic() - began
+                rate, wait = len(batch.draw.pairs) / seconds, batch.waited / seconds
+                yield Step(self.done, self.steps, self.epoch, self.recipe.epochs, loss, norm, lr, rate, wait)
+
+    def step(self, batch: Batch) -> tuple[float, float, float]:
+        """(loss, gradient norm, learning rate) of one step. Raises Diverged, with nothing changed, where they are not numbers."""
+        if not self.retriever.training:  # a validation has left it otherwise
+            self.retriever.train()
+        lr = self.recipe.lr * schedule(self.done, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.retriever.trained.values()), self.recipe.clip_norm)
+        value, size = torch.stack([loss.detach(), norm.to(loss)]).tolist()  # one wait for the device
+        if not (math.isfinite(value) and math.isfinite(size)):
+            raise Diverged(self.done + 1, self.steps, value, size, [self.cache.ids[row] for row in batch.draw.rows])
+        self.optimizer.step()
+        self.done, self.place = self.done + 1, batch.draw.place
+        return value, size, lr
+
+    def loss(self, batch: Batch) -> Tensor:
+        texts = [self.cache.captions[row][caption] for row, caption in batch.draw.pairs]
+        with checkpointed(self.checkpointing):
+            return batch_loss(self.retriever, texts, batch.frames, batch.mask, torch.from_numpy(batch.draw.rows), self.frozen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states."""
+        found = {f"model.{name}": value.detach() for name, value in self.retriever.kept.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        found["random.cpu"] = torch.get_rng_state()
+        if self.retriever.device.type == "cuda":
+            found["random.cuda"] = torch.cuda.get_rng_state(self.retriever.device)
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], place: Place, done: int) -> None:
+        """Go on after ``done`` steps. Raises KeyError or RuntimeError for tensors of another training."""
+        for name, value in self.retriever.kept.items():
+            value.copy_(tensors[f"model.{name}"])
+        optimizer: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                i, _, key = rest.partition(".")
+                optimizer.setdefault(int(i), {})[key] = value
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.retriever.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.retriever.device)
+        self.place, self.done = place, done
+
+
+def batch_loss(
+    retriever: Retriever, texts: list[str], frames: Tensor, mask: Tensor, groups: Tensor, frozen: FrozenEmbeddings | None = None
+) -> Tensor:
+    """The loss of a batch: texts (B), frames as ``Batch`` has them, mask (B, F), groups (B,) the video that each pair shows."""
+    if frozen is None:
+        return total_loss(retriever, texts, frames, mask, groups)
+    video, text = retriever.on_frames(frames, mask), retriever.on_text(frozen.text(texts))
+    return contrastive_loss(retriever, text.float(), video.float(), mask, groups.to(text.device))
+
+
+def fit(
+    retriever: Retriever,
+    cache: FrameReader,
+    rows: np.ndarray,
+    recipe: Recipe,
+    stepped: Callable[[Step], None] | None = None,
+    frozen: FrozenEmbeddings | None = None,
+) -> Iterator[Step]:
+    """Train a retriever's method and header on rows of a cache; yields the last step of each epoch, to validate or to stop.
+
+    Of a training without a folder; ``train`` writes one. Raises Diverged, naming the step and its videos.
+    """
+    with closing(Trainer(retriever, cache, rows, recipe, frozen).run()) as steps:
+        for step in steps:
+            if stepped:
+                stepped(step)
+            if step.ends_epoch:
+                yield step

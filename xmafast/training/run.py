@@ -1,0 +1,388 @@
+"""A whole training, from a cache to a run folder, and from a run that was interrupted to its end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xmafast.backbone import Backbone
+from xmafast.cache.lock import locked
+from xmafast.embeddings import Progress
+from xmafast.errors import RunError, UsageError
+from xmafast.evaluation import protocol, r_sum, rank_cache
+from xmafast.fitting import RULE, fit_memory, remember
+from xmafast.frozen import FrozenEmbeddings
+from xmafast.methods import Plug
+from xmafast.methods.memory import Memory
+from xmafast.retriever import WEIGHTS, Retriever
+from xmafast.training.checkpoint import (
+    CHECKPOINT,
+    Cadence,
+    State,
+    full_disk_told,
+    read_checkpoint,
+    resume_command,
+    write_checkpoint,
+)
+from xmafast.training.folder import check_free, clear_scratch, empty_folder, write_json
+from xmafast.training.log import LOG, Log, Profile, TensorBoard, peak_memory, require_tensorboard
+from xmafast.training.loop import Diverged, Step, Trainer
+from xmafast.training.recipe import Recipe
+from xmafast.training.settings import (
+    CONFIG,
+    METRICS,
+    UNSET,
+    Settings,
+    Unset,
+    begin_with,
+    build,
+    check_same,
+    config_of,
+    read_config,
+    settings_of_adapter,
+    settings_of_run,
+)
+from xmafast.training.split import Split, training_split
+from xmafast.training.stopping import Interrupted, Stop, StopSignals
+
+CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
+
+Metrics = dict[str, dict[str, float]]
+Report = Callable[[Step, Metrics | None], None]
+Shown = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: its folder, the retriever of its best epoch, and what is in ``metrics.json``."""
+
+    folder: Path
+    retriever: Retriever
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a run is watched, which changes nothing in what it leaves."""
+
+    report: Report | None = None
+    progress: Shown | None = None
+    tensorboard: bool = False
+    profile: bool = False
+
+
+def train(
+    cache: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    method: str | Unset | None = UNSET,
+    plugs: Sequence[Plug] | None = None,
+    backbone: Backbone | str | None = None,
+    pretrained: str | None = None,
+    header: str | None = None,
+    words: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    train_frames: int | None = None,
+    patch_drop: float | None = None,
+    seed: int | None = None,
+    patience: int | None = None,
+    impl: str | None = None,
+    checkpointing: bool | None = None,
+    resume: bool = False,
+    init: str | Path | None = None,
+    save_every: str = "60s",
+    report: Report | None = None,
+    progress: Shown | None = None,
+    tensorboard: bool = False,
+    profile: bool = False,
+    **options: Any,
+) -> Trained:
+    """Train a method and write a run folder (docs/training.md).
+
+    What acts on final embeddings alone (a method on features, a header) is trained on those of the frozen backbone, from its embedding
+    cache or computed once. A method that is fitted and not trained leaves a run of one epoch.
+
+    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
+    run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
+    default. method: ``cross-modal`` where none is named; None trains the header alone, where it is one that trains. plugs: methods that
+    act beside it. words: the most tokens of a caption, 32. epochs, batch_size, lr, train_frames: None takes the data set's and the
+    method's defaults. patience: ends after that many epochs without a better R-sum on validation. impl: which kernels run, ``auto``,
+    ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. options: the method's, as
+    ``bottleneck=8, shared=16``.
+
+    The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
+    training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
+
+    resume: go on with the run in ``out`` from its last checkpoint, or from its beginning where it has none; what is not given is taken
+    from its ``config.json``, and what is given must be what it was begun with. On a CPU it ends with the weights that it would have had
+    without the interruption, to the bit. save_every: how often a checkpoint is written beside each epoch's, seconds as ``60s`` or steps as
+    ``200``. init: a run whose weights this new one begins with; its model is the default. SIGTERM and SIGINT end the training with its
+    step, save, and raise Interrupted.
+
+    report: called after each step, and after each epoch with the validation metrics. progress: (done, of, what), of what else takes
+    time. tensorboard: write event files too. profile: write a trace of a few steps for Chrome's viewer.
+
+    Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number, the disk is full, or there is no run to
+    resume.
+    """
+    cadence = Cadence(save_every)
+    if tensorboard:
+        require_tensorboard()
+    if out is None:
+        raise UsageError("A training needs a folder for its run: out.")
+    out = Path(out)
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "train_frames": train_frames,
+        "patch_drop": patch_drop,
+        "seed": seed,
+        "patience": patience,
+    }
+    settings = Settings(
+        method=method,
+        plugs=plugs,
+        options=options,
+        header=header,
+        words=words,
+        backbone=backbone,
+        pretrained=pretrained,
+        impl=impl,
+        checkpointing=checkpointing,
+        init=None if init is None else str(Path(init).resolve()),
+        recipe={name: value for name, value in given.items() if value is not None},
+    )
+    stored: dict[str, Any] | None = None
+    if resume:
+        stored = read_config(out)
+        settings = settings.over(settings_of_run(stored, out), f"The run {out}")
+        cache = stored["cache"] if cache is None else cache
+    else:
+        check_free(out)
+        if init is not None:
+            settings = settings.over(settings_of_adapter(init), f"The run {init}")
+    if cache is None:
+        raise UsageError("A training needs a cache: the folder of a data set's caches, or one .h5 file.")
+    cache = Path(cache)
+    split = training_split(cache)
+    torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
+    retriever, recipe = build(settings, split)
+    if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
+        begin_with(retriever, settings.init)
+    watch = Watch(report, progress, tensorboard, profile)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out), full_disk_told(out):
+        if stored is None:
+            empty_folder(out)
+        else:
+            read_config(out)  # again, now that no other process can be at work in it
+            clear_scratch(out)
+        return _Run(retriever, recipe, settings, cache, split, out, watch, cadence).go(stored)
+
+
+class _Run:
+    """A training in its folder: what it has come to, and the writing of it."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        recipe: Recipe,
+        settings: Settings,
+        cache: Path,
+        split: Split,
+        out: Path,
+        watch: Watch,
+        cadence: Cadence,
+    ) -> None:
+        self.retriever, self.recipe, self.settings, self.cache, self.split = retriever, recipe, settings, cache, split
+        self.out, self.watch, self.cadence = out, watch, cadence
+        self.began = time.monotonic()  # and as much earlier as the run has been trained before
+        self.history: list[dict[str, Any]] = []
+        self.fitted: dict[str, Any] = {}
+        self.saved: int | None = None  # the step of the last checkpoint
+        self.stop = StopSignals()
+
+    def go(self, stored: dict[str, Any] | None) -> Trained:
+        """From the first file of the run to its last; stored: the config.json of one that is gone on with."""
+        self.frozen, self.val_frozen = self._frozen()
+        memory = self.retriever.method if isinstance(self.retriever.method, Memory) else None
+        if memory is not None and self.frozen:
+            remember(memory, self.frozen, self.split.cache, self.split.rows)
+        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split)
+        if stored is None:
+            write_json(self.out / CONFIG, config)
+        else:
+            check_same(self.out, stored, config)
+        self.trainer = Trainer(
+            self.retriever,
+            self.split.cache,
+            self.split.rows,
+            self.recipe,
+            self.frozen,
+            checkpointing=bool(self.settings.checkpointing),
+        )
+        log_bytes = self._restore() if stored is not None else 0
+        with ExitStack() as open_files:
+            self.log = open_files.enter_context(closing(Log(self.out / LOG, log_bytes)))
+            self.board = self.trace = None
+            if self.watch.tensorboard:
+                self.board = open_files.enter_context(closing(TensorBoard(self.out, self.trainer.done)))
+            if memory is not None and self.val_frozen and self.saved is None:
+                validation = (self.val_frozen, self.split.val_cache, self.split.val_rows)
+                self.fitted = fit_memory(self.retriever, memory, validation, self.log.write, self.watch.progress)
+            if not self.retriever.trained:
+                self._ended(1, self.fitted["validation"])
+            elif not self._finished():
+                if self.watch.profile and self.trainer.done < self.trainer.steps:
+                    self.trace = open_files.enter_context(closing(Profile(self.out, self.trainer.steps - self.trainer.done)))
+                self._train()
+        return self._finish()
+
+    def _frozen(self) -> tuple[FrozenEmbeddings | None, FrozenEmbeddings | None]:
+        """(of the training cache, of the validation cache) the frozen embeddings, for what acts on them alone."""
+        if not self.retriever.on_features:
+            return None, None
+        progress = self.watch.progress
+        shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to embeddings, once")
+        frozen = FrozenEmbeddings(self.retriever, self.split.cache, shown)
+        same = self.split.val_cache is self.split.cache
+        return frozen, frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+
+    def _restore(self) -> int:
+        """Take up the last checkpoint, where there is one; returns how much of the log is of the steps before it."""
+        found = read_checkpoint(self.out)
+        if found is None:
+            return 0
+        tensors, state = found
+        try:
+            self.trainer.restore(tensors, state.place, state.step)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise RunError(f"{self.out / CHECKPOINT} is of another training ({error}); begin anew without --resume.") from error
+        self.history, self.fitted, self.saved = state.history, state.fitted, state.step
+        self.began -= state.seconds
+        return state.log_bytes
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        seconds = time.monotonic() - self.began
+        state = State(trainer.done, trainer.place, seconds, self.log.synced(), self.history, self.fitted)
+        write_checkpoint(self.out, trainer.tensors(), state)
+        self.saved = trainer.done
+        self.cadence.saved()
+
+    def _train(self) -> None:
+        """All steps and epochs that are left. Raises RunError for a loss that is no number, Interrupted where a signal came."""
+        try:
+            with self.stop:
+                if self.trainer.between_epochs and len(self.history) < self.trainer.epoch:  # stopped before or while it was validated
+                    self._validate(None)
+                if self._finished():
+                    return
+                with closing(self.trainer.run()) as steps:
+                    for step in steps:
+                        self._stepped(step)
+                        if self._finished():
+                            return
+        except Diverged as error:
+            raise self._diverged(error) from error
+        except Stop as stop:
+            name, done = signal.Signals(stop.number).name, self.trainer.done
+            message = f"Stopped by {name} after step {done} of {self.trainer.steps}, which is saved; go on with: {resume_command(self.out)}"
+            raise Interrupted(message, stop.number) from None
+
+    def _finished(self) -> bool:
+        """Whether the last epoch is over, or as many as patience allows without a better one."""
+        return len(self.history) >= self.recipe.epochs or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        if not self.recipe.patience or not self.history:
+            return False
+        return self.history[-1]["epoch"] - self._best()["epoch"] >= self.recipe.patience
+
+    def _best(self) -> dict[str, Any]:
+        """The epoch that is kept: of equal ones the first."""
+        return max(self.history, key=lambda row: row["r_sum"])
+
+    def _stepped(self, step: Step) -> None:
+        self.log.write(asdict(step))
+        if self.watch.report:
+            self.watch.report(step, None)
+        if self.board:
+            self.board.step(step)
+        if self.trace:
+            self.trace.step()
+        if step.ends_epoch:
+            self._save()  # before the validation, which can be done again
+            self._validate(step)
+        elif self.stop.received is not None or self.cadence.due(step.step):
+            self._save()
+        self.stop.check()
+
+    def _validate(self, step: Step | None) -> None:
+        """step: the epoch's last, where this process has taken it."""
+        with self.stop.at_once():
+            rows, frozen = self.split.val_rows, self.val_frozen
+            validation = rank_cache(self.retriever, self.split.val_cache, rows, captions=1, frozen=frozen).metrics()
+        self._ended(self.trainer.epoch, validation)
+        if step and self.watch.report:
+            self.watch.report(step, validation)
+
+    def _ended(self, epoch: int, validation: Metrics) -> None:
+        row = {
+            "epoch": epoch,
+            "validation": validation,
+            "r_sum": r_sum(validation),
+            "seconds": time.monotonic() - self.began,
+            "peak_memory_bytes": peak_memory(self.retriever.device),
+        }
+        self.history.append(row)
+        self.log.write(row)
+        if self.board:
+            self.board.epoch(row, self.trainer.done)
+        self.retriever.save(self.out / "last")
+        if self._best() is row:
+            self.retriever.save(self.out / "best")
+
+    def _diverged(self, error: Diverged) -> RunError:
+        """Write down which batch it was, all of it, and say what can be done."""
+        numbers = {"loss": str(error.loss), "grad_norm": str(error.grad_norm)}  # JSON has no NaN
+        self.log.write({"diverged": True, "step": error.step, **numbers, "videos": error.ids})
+        kept = "No checkpoint was written before"
+        if self.saved is not None:
+            kept = f"The last good checkpoint is {self.out / CHECKPOINT}, of step {self.saved}"
+        if self.history:
+            kept += f", and {self.out / 'last'} holds epoch {self.history[-1]['epoch']}, to begin with by --init"
+        return RunError(f"{error} {self.out / LOG} names all {len(error.ids)}. Try --lr {self.recipe.lr / 10:g}. {kept}.")
+
+    def _finish(self) -> Trained:
+        """The run's last file, after which there is nothing to go on with; and the model of its best epoch."""
+        kept = self._best()
+        fitted_alone = bool(self.fitted) and not self.retriever.trained
+        metrics: dict[str, Any] = {
+            "checkpoint_rule": RULE.format(count=self.fitted["tried"]) if fitted_alone else CHECKPOINT_RULE,
+            **({"fitted": {key: self.fitted[key] for key in ("alpha", "beta", "tried")}} if self.fitted else {}),
+            "best_epoch": kept["epoch"],
+            "validation": kept["validation"],
+            "epochs": self.history,
+            "train_seconds": time.monotonic() - self.began,
+            "protocol": protocol(self.retriever, self.split.val_cache),
+            "trainable": self.retriever.trainable,
+            "trainable_percent": 100 * self.retriever.trainable / self.retriever.backbone.shape.parameters,
+        }
+        if self.recipe.patience:
+            early = len(self.history) < self.recipe.epochs
+            metrics["early_stopping"] = {"patience": self.recipe.patience, "stopped": early, "epochs_planned": self.recipe.epochs}
+        write_json(self.out / METRICS, metrics)
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self.retriever.restore(self.out / "best" / WEIGHTS)
+        return Trained(self.out, self.retriever.eval(), metrics)
