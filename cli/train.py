@@ -1,18 +1,23 @@
-"""``xmafast train``: train a method on a frozen backbone."""
+"""``xmafast train``: train a method on a frozen backbone, or go on with a run that was interrupted."""
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xmafast.cli.options import IMPL, JSON, PLUG, SET, WORKSPACE, Impl, method_options, plugged
+from xmafast.cli.options import JSON, PLUG, SET, WORKSPACE, Impl, method_options, plugged
 from xmafast.cli.output import bar, metrics_table, note, out, print_json
-from xmafast.cli.workspace import cache_folder, new_run
+from xmafast.cli.workspace import cache_folder, interrupted_run, new_run, run_folder
 
-NONE = "none"  # no method: the frozen backbone under a header
+if TYPE_CHECKING:
+    from xmafast.training import Metrics, Step, Trained
+
+NONE, DEFAULT = "none", "cross-modal"  # no method: the frozen backbone under a header
+MODEL, OPTIMISING, RUN, WATCHING = "What is trained", "How it is trained", "The run", "Watching"  # the groups of --help
 
 
 class Header(str, Enum):
@@ -21,69 +26,93 @@ class Header(str, Enum):
     seq_transf = "seqTransf"
 
 
+def option(group: str, text: str, name: str | None = None, **more: Any) -> Any:
+    return typer.Option(*([name] if name else []), help=text, rich_help_panel=group, **more)
+
+
 def train(
     cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
-    method: Annotated[str, typer.Option(help="What is trained; `xmafast methods` lists them. none: the header alone.")] = "cross-modal",
-    bottleneck: Annotated[int | None, typer.Option(min=1, help="Width of the bottleneck (default: the method's).")] = None,
-    shared: Annotated[int | None, typer.Option(min=0, help="Shared dimension (default: the method's).")] = None,
+    method: Annotated[str | None, option(MODEL, "`xmafast methods` lists them; none: the header alone (default: cross-modal).")] = None,
+    bottleneck: Annotated[int | None, option(MODEL, "Width of the bottleneck (default: the method's).", min=1)] = None,
+    shared: Annotated[int | None, option(MODEL, "Shared dimension (default: the method's).", min=0)] = None,
     plug: PLUG = [],  # noqa: B006 - typer copies it
     more: SET = [],  # noqa: B006
-    header: Annotated[Header | None, typer.Option(help="Similarity header (default: the method's).")] = None,
-    backbone: Annotated[str | None, typer.Option(help="An open_clip ViT or demo (default: the cache's).")] = None,
+    header: Annotated[Header | None, option(MODEL, "Similarity header (default: the method's).")] = None,
+    backbone: Annotated[str | None, option(MODEL, "An open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="An open_clip tag, a weights file, or none for random weights (default: openai; demo has its own).")
+        str | None,
+        option(MODEL, "An open_clip tag, a weights file, or none for random weights (default: openai; demo has its own)."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data (default: the data set's).")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs of video and caption a step (default: the data set's).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: the data set's, else the method's).")] = None,
+    init: Annotated[Path | None, option(MODEL, "A run whose weights the new one begins with.")] = None,
+    epochs: Annotated[int | None, option(OPTIMISING, "Passes over the training data (default: the data set's).", min=1)] = None,
+    batch_size: Annotated[int | None, option(OPTIMISING, "Pairs of video and caption a step (default: the data set's).", min=2)] = None,
+    lr: Annotated[float | None, option(OPTIMISING, "Peak learning rate (default: the data set's, else the method's).")] = None,
     train_frames: Annotated[
-        int | None, typer.Option(min=0, help="Frames of each video that a step draws; 0 takes all (default: the data set's).")
+        int | None, option(OPTIMISING, "Frames of each video that a step draws; 0 takes all (default: the data set's).", min=0)
     ] = None,
-    patch_drop: Annotated[float, typer.Option(min=0, max=1, help="Share of each frame's patches that a step leaves out.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of initialisation and order.")] = 0,
-    impl: IMPL = Impl.auto,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/DATASET-METHOD-TIME).")] = None,
+    patch_drop: Annotated[
+        float | None, option(OPTIMISING, "Share of each frame's patches that a step leaves out (default: 0).", min=0, max=1)
+    ] = None,
+    patience: Annotated[
+        int | None, option(OPTIMISING, "End after so many epochs without a better R-sum on validation (default: never).", min=0)
+    ] = None,
+    seed: Annotated[int | None, option(OPTIMISING, "Seed of initialisation and order (default: 0).")] = None,
+    impl: Annotated[
+        Impl | None, option(OPTIMISING, "Kernels: auto takes Triton where it was measured to be no slower, eager switches it off.")
+    ] = None,
+    checkpointing: Annotated[
+        bool | None, option(OPTIMISING, "Run each block again in the backward pass: less memory, more time.", "--checkpointing")
+    ] = None,
+    out_folder: Annotated[Path | None, option(RUN, "The run's folder (default: runs/DATASET-METHOD-TIME).", "--out")] = None,
+    resume: Annotated[
+        bool, option(RUN, "Go on with an interrupted run, --out or the newest; other options are those it was begun with.", "--resume")
+    ] = False,
+    save_every: Annotated[str, option(RUN, "A checkpoint after each epoch and every so many seconds, as 60s, or steps, as 200.")] = "60s",
+    tensorboard: Annotated[bool, option(WATCHING, "Write event files for TensorBoard too.", "--tensorboard")] = False,
+    profile: Annotated[bool, option(WATCHING, "Write a trace of a few steps, for chrome://tracing.", "--profile")] = False,
     json: JSON = False,
     workspace: WORKSPACE = Path(),
 ) -> None:
     """Train a method on a frozen backbone and keep the epoch that is best on validation.
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
-    xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco
+    xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco |
+    xmafast train --resume
     """
-    from xmafast.cache import open_splits
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
-    from xmafast.training import Metrics, Step
+    from xmafast.training import UNSET, is_interrupted
     from xmafast.training import train as run_training
 
     plugs, options = plugged(plug, method_options(more, bottleneck=bottleneck, shared=shared))
-    if method != NONE:
-        if method not in METHODS:
-            raise unknown("method", method, [*METHODS, NONE])
-        METHODS[method].check_options(options)
-    elif options:
+    chosen = method or (None if resume or init else DEFAULT)  # of a run that there is: what it trains
+    if chosen == NONE and options:
         raise UsageError(f"--method none has no options, and is given {', '.join(options)}.")
-    folder = cache_folder(cache, workspace)
-    explain_missing_train(folder)
-    train_cache = open_splits(folder)["train"]
-    what = "+".join([*([] if method == NONE else [method]), *plug]) or (header.value if header else method)
-    run = out_folder or new_run(workspace, str(train_cache.attributes.get("dataset", folder.name)), what)
-    note(f"Training {what} on {train_cache.path} into {run}")
+    if chosen not in (None, NONE):
+        if chosen not in METHODS:
+            raise unknown("method", chosen, [*METHODS, NONE])
+        METHODS[chosen].check_options(options)
+    if resume:
+        if init:
+            raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
+        run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
+        folder = None if cache is None else cache_folder(cache, workspace)
+        note(f"Going on with {run}")
+    else:
+        folder = cache_folder(cache, workspace)
+        explain_missing_train(folder)
+        what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else chosen or init.name)
+        run = out_folder or new_run(workspace, dataset_of(folder), what)
+        if is_interrupted(run):
+            shown = shlex.quote(str(run))
+            note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shown}")
+        note(f"Training {what} on {folder} into {run}")
     with bar("training", "steps", notes=True) as update:
-        last = ""
-
-        def report(step: Step, validation: Metrics | None) -> None:
-            nonlocal last
-            if validation:
-                last = f", val R@1 {validation['t2v']['R@1']:.1f}"
-            update(step.step, step.steps, f"epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}{last}")
-
         trained = run_training(
             folder,
             run,
-            method=None if method == NONE else method,
-            plugs=plugs,
+            method=UNSET if chosen is None else None if chosen == NONE else chosen,
+            plugs=plugs or None,
             backbone=backbone,
             pretrained=pretrained,
             header=header.value if header else None,
@@ -92,23 +121,62 @@ def train(
             lr=lr,
             train_frames=train_frames,
             patch_drop=patch_drop,
+            patience=patience,
             seed=seed,
-            impl=impl.value,
-            report=report,
+            impl=impl.value if impl else None,
+            checkpointing=checkpointing,
+            resume=resume,
+            init=run_folder(init, workspace) if init else None,
+            save_every=save_every,
+            report=shown_by(update),
             progress=update,
+            tensorboard=tensorboard,
+            profile=profile,
             **options,
         )
+    if profile and (trained.folder / "trace.json").exists():
+        note(f"Trace: {trained.folder / 'trace.json'}, for chrome://tracing or ui.perfetto.dev")
+    if tensorboard:
+        note(f"Event files: tensorboard --logdir {trained.folder / 'tensorboard'}")
     if json:
         print_json({"run": str(trained.folder), **trained.metrics})
-        return
+    else:
+        show(trained)
+
+
+def shown_by(update: Any) -> Any:
+    """What a bar says of each step."""
+    last = ""
+
+    def report(step: Step, validation: Metrics | None) -> None:
+        nonlocal last
+        if validation:
+            last = f", val R@1 {validation['t2v']['R@1']:.1f}"
+        now = f"loss {step.loss:.3f}, lr {step.lr:.1e}, {step.videos_per_second:.0f} videos/s"
+        update(step.step, step.steps, f"epoch {step.epoch}/{step.epochs}, {now}{last}")
+
+    return report
+
+
+def show(trained: Trained) -> None:
     m = trained.metrics
     out.print(metrics_table(f"Validation, best epoch {m['best_epoch']} (no test clip is read)", [("adapted", m["validation"])], [1, 5, 10]))
     if "fitted" in m:
         found = m["fitted"]
         out.print(f"alpha {found['alpha']:g} and beta {found['beta']:g}, of {found['tried']} settings tried on validation.")
+    if m.get("early_stopping", {}).get("stopped"):
+        stopping = m["early_stopping"]
+        done, planned, without = len(m["epochs"]), stopping["epochs_planned"], stopping["patience"]
+        out.print(f"Ended after {done} of {planned} epochs, {without} without a better one.")
     out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
     out.print(f"Run: {trained.folder}")
     out.print("Next: xmafast eval --topk 1 5 10")
+
+
+def dataset_of(folder: Path) -> str:
+    from xmafast.cache import open_splits
+
+    return str(open_splits(folder)["train"].attributes.get("dataset", folder.name))
 
 
 def explain_missing_train(folder: Path) -> None:

@@ -63,6 +63,15 @@ def newest_runs(workspace: Path) -> list[Path]:
     return [path.parent.parent for path in files]
 
 
+def interrupted_run(workspace: Path) -> Path:
+    """The newest run of the workspace that was begun and has not come to its end."""
+    files = sorted(workspace.glob("runs/*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = [path.parent for path in files if not (path.parent / "metrics.json").exists()]
+    if not runs:
+        raise RunError(f"There is no interrupted run in {workspace / 'runs'}; every one there is finished.")
+    return runs[0]
+
+
 def new_run(workspace: Path, dataset: str, method: str) -> Path:
     """A name for a new run that is not taken."""
     base = workspace / "runs" / f"{dataset}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"

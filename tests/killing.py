@@ -23,7 +23,7 @@ from xmafast.backbone import load_backbone
 from xmafast.cache import FrameCache, Shard, build, build_cache, build_features, merge, open_splits, pool
 from xmafast.cache.file import checksum
 from xmafast.datasets import Split
-from xmafast.errors import UsageError
+from xmafast.errors import RunError, UsageError
 
 SMALL: dict[str, Any] = {"frames": 2, "sampling": "uniform", "size": 32}
 ROWS = 3
@@ -173,6 +173,21 @@ def run(folder: Path) -> None:
         assert not finished, "a finished run was overwritten"
 
 
+def go_on(folder: Path) -> None:
+    """Train with a checkpoint after every step, and go on with a run that was interrupted."""
+    out = folder / "runs" / "x"
+    if (out / "metrics.json").exists():
+        try:
+            training.train(out=out, resume=True)
+        except RunError:
+            return
+        raise AssertionError("a finished run was gone on with")
+    if training.is_interrupted(out):
+        training.train(out=out, resume=True, save_every="1")
+    else:
+        training.train(folder, out, backbone="demo", epochs=2, batch_size=2, save_every="1")
+
+
 # name -> (what it starts from, the work, what the same files are made with at once)
 WORKS: dict[str, Any] = {
     "raw": (nothing, frames, frames),
@@ -197,7 +212,30 @@ WORKS: dict[str, Any] = {
     "features": (frames, features, lambda f: (frames(f), features(f))),
     "features of other frames": (features_of_other_frames, features, lambda f: (features_of_other_frames(f), features(f))),
     "train": (lambda f: frames(f, rows=6), run, lambda f: (frames(f, rows=6), run(f))),
+    "train, resumed": (lambda f: frames(f, rows=6), go_on, lambda f: (frames(f, rows=6), go_on(f))),
 }
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """How a method is trained here: on a few clips, with all that is random in it."""
+    own: dict[str, dict[str, Any]] = {
+        "hada": {"second": "demo", "second_pretrained": "none"},
+        "memory": {"trainable_keys": True},
+        "lora": {"dropout": 0.25},
+        "cross-modal": {"patch_drop": 0.5, "train_frames": 1},
+    }
+    return {"method": method, "backbone": "demo", "epochs": 3, "batch_size": 2, **own.get(method, {})}
+
+
+def train_until(folder: Path, out: Path, options: dict[str, Any], last: int | None, save_every: str, resume: bool = False) -> None:
+    """Train and die after step ``last``, when it is in the log and in no checkpoint yet."""
+
+    def report(step: training.Step, validation: object) -> None:
+        if step.step == last and validation is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    given = {} if resume else options
+    training.train(None if resume else folder, out, resume=resume, save_every=save_every, report=report, **given)
 
 
 def whole(name: str, folder: Path) -> None:

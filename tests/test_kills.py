@@ -1,6 +1,8 @@
 """Killed at any moment, a command leaves no row that is marked done and is not, and finishes when it is repeated."""
 
 import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -19,6 +21,7 @@ import pytest
 from xmafast.cache import FrameCache, Status
 from xmafast.cache.features import kind_of
 from xmafast.errors import CacheError
+from xmafast.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a killed run in /proc")
 COLUMNS = ("status", "num_frames", "timestamps", "bytes", "checksum", "error", "source")
@@ -37,11 +40,14 @@ def assert_done_rows_are_intact(folder):
 
 
 def contents(folder):
-    """Every file by its name, and of caches and best adapters what is in them."""
+    """Every file by its name, and of caches, adapters and logs what is in them."""
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(file.relative_to(folder))
-        found[name] = file.read_bytes() if file.match("best/adapter_model.safetensors") else None
+        found[name] = file.read_bytes() if file.name == "adapter_model.safetensors" else None
+        if file.name == "log.jsonl":
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            found[name] = [(row.get("step"), row["epoch"], row.get("loss"), row.get("r_sum")) for row in rows]
         if file.suffix == ".h5":
             cache = kind_of(file)(file)
             exact = isinstance(cache, FrameCache)  # a batch of other rows rounds a backbone's features otherwise
@@ -108,8 +114,9 @@ def kill_at_steps(server, tmp_path, name, choose):
 
 
 def without_lock_of_a_finished_run(found):
-    """A run that has its metrics is finished, and refused: a lock that it still left holds nobody up."""
-    return {name: what for name, what in found.items() if name != "runs/x.lock" or "runs/x/metrics.json" not in found}
+    """A run that has its metrics is finished, and refused: a lock or a checkpoint that it still left holds nobody up."""
+    left = {"runs/x.lock", "runs/x/checkpoint.safetensors"} if "runs/x/metrics.json" in found else set()
+    return {name: what for name, what in found.items() if name not in left}
 
 
 @pytest.mark.slow
@@ -119,9 +126,33 @@ def test_work_killed_at_any_step_is_finished_by_repeating_it(server, tmp_path, n
     assert steps > 5
 
 
-@pytest.mark.parametrize("name", ["jpeg", "merge of jpeg", "train"])
+@pytest.mark.parametrize("name", ["jpeg", "merge of jpeg", "train", "train, resumed"])
 def test_work_killed_at_some_steps_is_finished_by_repeating_it(server, tmp_path, name):
-    kill_at_steps(server, tmp_path, name, lambda steps: {2, steps // 2, steps - 2})
+    kill_at_steps(server, tmp_path, name, lambda steps: {steps // 2} if name == "train, resumed" else {2, steps // 2, steps - 2})
+
+
+# at a step of training, and resumed
+
+
+def sha256(run):
+    return {part: hashlib.sha256((run / part / "adapter_model.safetensors").read_bytes()).hexdigest() for part in ("best", "last")}
+
+
+QUICK = ("cross-modal", "clip-adapter")
+
+
+@pytest.mark.parametrize("method", [*QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in QUICK)])
+def test_a_run_killed_at_a_step_and_resumed_ends_with_the_same_weights(server, tmp_path, method):
+    killing.frames(tmp_path, rows=6)
+    options = killing.options_of(method)
+    assert in_child(server, killing.train_until, tmp_path, tmp_path / "whole", options, None, "60s") == 0
+    generator = np.random.default_rng(zlib.crc32(method.encode()))
+    run, last, every = tmp_path / "killed", int(generator.integers(2, 7)), str(generator.choice(["1", "2", "60s"]))
+    assert in_child(server, killing.train_until, tmp_path, run, options, last, every) == -signal.SIGKILL
+    assert not (run / "metrics.json").exists()
+    assert in_child(server, killing.train_until, tmp_path, run, options, None, every, True) == 0
+    assert sha256(run) == sha256(tmp_path / "whole"), f"killed at step {last}, saved every {every}"
+    assert contents(run) == contents(tmp_path / "whole")
 
 
 # at any moment, from the command line

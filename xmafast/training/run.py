@@ -54,6 +54,8 @@ from xmafast.training.stopping import Interrupted, Stop, StopSignals
 
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
+CAPTIONS_AT_ONCE = 256
+
 Metrics = dict[str, dict[str, float]]
 Report = Callable[[Step, Metrics | None], None]
 Shown = Callable[[int, int, str], None]
@@ -218,6 +220,8 @@ class _Run:
         memory = self.retriever.method if isinstance(self.retriever.method, Memory) else None
         if memory is not None and self.frozen:
             remember(memory, self.frozen, self.split.cache, self.split.rows)
+        if self.frozen:
+            self._embed_captions(self.frozen)
         config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split)
         if stored is None:
             write_json(self.out / CONFIG, config)
@@ -257,6 +261,18 @@ class _Run:
         frozen = FrozenEmbeddings(self.retriever, self.split.cache, shown)
         same = self.split.val_cache is self.split.cache
         return frozen, frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+
+    def _embed_captions(self, frozen: FrozenEmbeddings) -> None:
+        """Embed the captions before the first step, in an order of their own.
+
+        A batch of other captions rounds an embedding otherwise: had each step to embed its own, a run that is resumed would not see the
+        bits that it would have seen.
+        """
+        captions = list(dict.fromkeys(caption for row in self.split.rows for caption in self.split.cache.captions[row]))
+        for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+            frozen.text(captions[start : start + CAPTIONS_AT_ONCE])
+            if self.watch.progress:
+                self.watch.progress(min(start + CAPTIONS_AT_ONCE, len(captions)), len(captions), "captions to embeddings, once")
 
     def _restore(self) -> int:
         """Take up the last checkpoint, where there is one; returns how much of the log is of the steps before it."""
