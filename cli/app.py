@@ -65,7 +65,7 @@ def root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the program. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 a training that SIGTERM stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]

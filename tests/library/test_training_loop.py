@@ -63,6 +63,19 @@ def test_from_any_place_the_same_batches_follow(cache):
         assert all(np.array_equal(a.frames, b.frames) for a, b in zip(rest, draws[i + 1 :], strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("frames", [0, 2])
+def test_batches_that_are_uploaded_are_those_of_the_cache(cache, frames):
+    plan = Plan(cache, cache.rows, 3, frames, seed=5)
+    for batch, draw in zip(read_ahead(cache, plan.draws(20), torch.device("cuda")), plan.draws(20), strict=True):
+        expected = pick(*cache.read(draw.rows), draw.frames)
+        assert (batch.frames.device.type, batch.mask.device.type) == ("cuda", "cuda")
+        batch.frames.float().sum()  # work on the stream that the copy is waited for in
+        assert torch.equal(batch.frames.cpu(), expected[0])
+        assert torch.equal(batch.mask.cpu(), expected[1])
+
+
 def test_an_error_of_reading_reaches_the_training_and_the_thread_ends(cache, monkeypatch):
     def breaks(rows, out=None):
         raise CacheError("row 3 is damaged")
