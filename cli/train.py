@@ -101,7 +101,7 @@ def train(
     else:
         folder = cache_folder(cache, workspace)
         explain_missing_train(folder)
-        what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else chosen or init.name)
+        what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else init.name if init else NONE)
         run = out_folder or new_run(workspace, dataset_of(folder), what)
         if is_interrupted(run):
             shown = shlex.quote(str(run))

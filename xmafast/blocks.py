@@ -227,7 +227,7 @@ class _Again(nn.Module):
 
 def _again_in_backward(forward: Any, block: nn.Module, x: Tensor, attends: Tensor | None, place: Places, h: Any, norm: Any) -> Any:
     both = _Again(forward, block, norm)
-    weights = dict(both.named_parameters())
+    weights: dict[str, Tensor] = dict(both.named_parameters())
 
     def run(x: Tensor, h: Tensor | None) -> Any:
         return functional_call(both, weights, (x, attends, place, h))

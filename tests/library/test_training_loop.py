@@ -164,7 +164,7 @@ def test_blocks_that_are_run_again_give_the_same_gradients(demo_backbone, cache,
         loss.backward()
         found.append([loss.detach(), *(torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.trained.values())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert kept[1] < kept[0]
+    assert kept[1] < kept[0] or method == "projection"  # which is above every block
 
 
 @pytest.mark.parametrize(("method", "reason"), [("tempme", "depend on those run before"), ("clip-adapter", "nothing to save")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,7 +69,7 @@ class Plan:
         if after.generator:
             generator.bit_generator.state = after.generator
         for epoch in range(after.epoch, epochs + 1):
-            state = generator.bit_generator.state
+            state = dict(generator.bit_generator.state)
             for taken, pairs in enumerate(epoch_batches(self.cache, self.rows, self.every_pair, self.batch_size, generator), 1):
                 draw = Draw(pairs, self._frames(pairs, generator), Place(epoch, taken, state))
                 if epoch > after.epoch or taken > after.taken:  # one that was taken already is drawn as well, and left out
@@ -147,7 +147,7 @@ class Batch:
     waited: float
 
 
-def read_ahead(cache: FrameReader, draws: Iterator[Draw], device: torch.device) -> Iterator[Batch]:
+def read_ahead(cache: FrameReader, draws: Iterator[Draw], device: torch.device) -> Generator[Batch, None, None]:
     """Batches of a cache, on the device, in the order of ``draws``. Closing it ends the thread."""
     uploads = Uploads(device) if device.type == "cuda" else None
 
@@ -175,7 +175,7 @@ def read_ahead(cache: FrameReader, draws: Iterator[Draw], device: torch.device) 
         pool.shutdown(cancel_futures=True)
 
 
-def read_now(read: Callable[[np.ndarray], Frames], draws: Iterator[Draw]) -> Iterator[Batch]:
+def read_now(read: Callable[[np.ndarray], Frames], draws: Iterator[Draw]) -> Generator[Batch, None, None]:
     """The same of what lies in memory already."""
     for draw in draws:
         began = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +91,7 @@ class Trainer:
         """Whether the last step that was taken ended an epoch."""
         return self.done > 0 and self.done % self.plan.steps_per_epoch == 0
 
-    def run(self) -> Iterator[Step]:
+    def run(self) -> Generator[Step, None, None]:
         """Take the steps that are left; between two of them the model may be used for anything else. Raises Diverged."""
         draws = self.plan.draws(self.recipe.epochs, self.place)
         device = self.retriever.device
