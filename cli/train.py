@@ -32,6 +32,10 @@ def option(group: str, text: str, name: str | None = None, **more: Any) -> Any:
 
 def train(
     cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
+    data: Annotated[
+        list[Path], option(RUN, "Instead of CACHE, and repeated: several data sets, of which one adapter is trained.", "--data")
+    ] = [],  # noqa: B006
+    each: Annotated[bool, option(RUN, "With several --data: a run of its own for each, one after the other.", "--each")] = False,
     method: Annotated[str | None, option(MODEL, "`xmafast methods` lists them; none: the header alone (default: cross-modal).")] = None,
     bottleneck: Annotated[int | None, option(MODEL, "Width of the bottleneck (default: the method's).", min=1)] = None,
     shared: Annotated[int | None, option(MODEL, "Shared dimension (default: the method's).", min=0)] = None,
@@ -43,6 +47,7 @@ def train(
         str | None,
         option(MODEL, "An open_clip tag, a weights file, or none for random weights (default: openai; demo has its own)."),
     ] = None,
+    stream: Annotated[Path | None, option(MODEL, "For --plug stream: an HDF5 file with features of another stream of the videos.")] = None,
     init: Annotated[Path | None, option(MODEL, "A run whose weights the new one begins with.")] = None,
     epochs: Annotated[int | None, option(OPTIMISING, "Passes over the training data (default: the data set's).", min=1)] = None,
     batch_size: Annotated[int | None, option(OPTIMISING, "Pairs of video and caption a step (default: the data set's).", min=2)] = None,
@@ -81,8 +86,7 @@ def train(
     """
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
-    from xmafast.training import UNSET, is_interrupted
-    from xmafast.training import train as run_training
+    from xmafast.training import UNSET
 
     plugs, options = plugged(plug, method_options(more, bottleneck=bottleneck, shared=shared))
     chosen = method or (None if resume or init else DEFAULT)  # of a run that there is: what it trains
@@ -92,56 +96,77 @@ def train(
         if chosen not in METHODS:
             raise unknown("method", chosen, [*METHODS, NONE])
         METHODS[chosen].check_options(options)
+    if data and (cache or resume):
+        raise UsageError("--data names the caches of a new run, so neither CACHE nor --resume goes with it.")
+    if each and len(data) < 2:
+        raise UsageError("--each goes with several --data: it trains a run of its own on each.")
+    given: dict[str, Any] = {
+        "method": UNSET if chosen is None else None if chosen == NONE else chosen,
+        "plugs": plugs or None,
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "header": header.value if header else None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "train_frames": train_frames,
+        "patch_drop": patch_drop,
+        "patience": patience,
+        "seed": seed,
+        "impl": impl.value if impl else None,
+        "checkpointing": checkpointing,
+        "stream": stream,
+        "resume": resume,
+        "init": run_folder(init, workspace) if init else None,
+        "save_every": save_every,
+        "tensorboard": tensorboard,
+        "profile": profile,
+        **options,
+    }
     if resume:
         if init:
             raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
         run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
-        folder = None if cache is None else cache_folder(cache, workspace)
         note(f"Going on with {run}")
+        done = [go(None if cache is None else cache_folder(cache, workspace), run, given)]
     else:
-        folder = cache_folder(cache, workspace)
-        explain_missing_train(folder)
+        folders = [cache_folder(path, workspace) for path in data] or [cache_folder(cache, workspace)]
+        for folder in folders:
+            explain_missing_train(folder)
+        names = [dataset_of(folder) for folder in folders]
         what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else init.name if init else NONE)
-        run = out_folder or new_run(workspace, dataset_of(folder), what)
-        if is_interrupted(run):
-            shown = shlex.quote(str(run))
-            note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shown}")
-        note(f"Training {what} on {folder} into {run}")
-    with bar("training", "steps", notes=True) as update:
-        trained = run_training(
-            folder,
-            run,
-            method=UNSET if chosen is None else None if chosen == NONE else chosen,
-            plugs=plugs or None,
-            backbone=backbone,
-            pretrained=pretrained,
-            header=header.value if header else None,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            train_frames=train_frames,
-            patch_drop=patch_drop,
-            patience=patience,
-            seed=seed,
-            impl=impl.value if impl else None,
-            checkpointing=checkpointing,
-            resume=resume,
-            init=run_folder(init, workspace) if init else None,
-            save_every=save_every,
-            report=shown_by(update),
-            progress=update,
-            tensorboard=tensorboard,
-            profile=profile,
-            **options,
-        )
-    if profile and (trained.folder / "trace.json").exists():
-        note(f"Trace: {trained.folder / 'trace.json'}, for chrome://tracing or ui.perfetto.dev")
-    if tensorboard:
-        note(f"Event files: tensorboard --logdir {trained.folder / 'tensorboard'}")
+        if each:
+            runs = [out_folder / name if out_folder else new_run(workspace, name, what) for name in names]
+            done = [begin([folder], run, what, given) for folder, run in zip(folders, runs, strict=True)]
+        else:
+            done = [begin(folders, out_folder or new_run(workspace, "+".join(names), what), what, given)]
+    for trained in done:
+        if profile and (trained.folder / "trace.json").exists():
+            note(f"Trace: {trained.folder / 'trace.json'}, for chrome://tracing or ui.perfetto.dev")
+        if tensorboard:
+            note(f"Event files: tensorboard --logdir {trained.folder / 'tensorboard'}")
+        if not json:
+            show(trained)
     if json:
-        print_json({"run": str(trained.folder), **trained.metrics})
-    else:
-        show(trained)
+        found = [{"run": str(trained.folder), **trained.metrics} for trained in done]
+        print_json(found if each else found[0])
+
+
+def begin(folders: list[Path], run: Path, what: str, given: dict[str, Any]) -> Trained:
+    """A new run, on one cache or on several at once."""
+    from xmafast.training import is_interrupted
+
+    if is_interrupted(run):
+        note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shlex.quote(str(run))}")
+    note(f"Training {what} on {', '.join(map(str, folders))} into {run}")
+    return go(folders, run, given)
+
+
+def go(caches: list[Path] | Path | None, run: Path, given: dict[str, Any]) -> Trained:
+    from xmafast.training import train as run_training
+
+    with bar("training", "steps", notes=True) as update:
+        return run_training(caches, run, report=shown_by(update), progress=update, **given)
 
 
 def shown_by(update: Any) -> Any:
@@ -161,6 +186,8 @@ def shown_by(update: Any) -> Any:
 def show(trained: Trained) -> None:
     m = trained.metrics
     out.print(metrics_table(f"Validation, best epoch {m['best_epoch']} (no test clip is read)", [("adapted", m["validation"])], [1, 5, 10]))
+    for name, one in m.get("validation_by_dataset", {}).items():
+        out.print(f"  {name}: R@1 {one['t2v']['R@1']:.1f} text to video, {one['v2t']['R@1']:.1f} video to text")
     if "fitted" in m:
         found = m["fitted"]
         out.print(f"alpha {found['alpha']:g} and beta {found['beta']:g}, of {found['tried']} settings tried on validation.")

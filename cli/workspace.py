@@ -44,9 +44,12 @@ def run_folder(named: Path | None, workspace: Path) -> Path:
 def run_cache(run: Path) -> Path:
     """The cache that a run was trained on."""
     try:
-        return Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"])
+        cache = json.loads((run / "config.json").read_text(encoding="utf-8"))["cache"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{run / 'config.json'} does not say which cache the run was trained on; name a cache after the run.") from error
+    if isinstance(cache, list):
+        raise RunError(f"{run} was trained on several data sets; name one of their caches after it: {', '.join(cache)}")
+    return Path(cache)
 
 
 def frozen_backbone(cache: Path, name: str | None, pretrained: str | None) -> Backbone:

@@ -259,7 +259,7 @@ def test_without_one_the_embeddings_are_computed_once_and_kept_beside_the_cache(
 
 def test_a_memory_is_fitted_saved_and_loaded(demo_backbone, caches, tmp_path):
     trained = train(caches, tmp_path / "run", method="memory", backbone=demo_backbone)
-    cache, rows, _, val_rows = training_split(caches)
+    cache, rows, _, val_rows = training_split([caches])
     metrics, config = trained.metrics, json.loads((tmp_path / "run/best/adapter_config.json").read_text())
     assert (metrics["trainable"], len(metrics["epochs"]), config["options"]["pairs"]) == (0, 1, len(rows))
     assert metrics["fitted"]["tried"] == 1 + len(ALPHAS) * len(BETAS)
@@ -278,7 +278,7 @@ def test_a_memory_is_fitted_saved_and_loaded(demo_backbone, caches, tmp_path):
 
 
 def test_equal_settings_leave_the_frozen_model_unless_keys_are_to_be_trained(demo_backbone, caches, monkeypatch):
-    cache, rows, *_ = training_split(caches)
+    cache, rows, *_ = training_split([caches])
     monkeypatch.setattr("xmafast.fitting.r_sum", lambda metrics: 100.0)
     for trainable_keys in (False, True):
         model = Retriever(demo_backbone, "memory", trainable_keys=trainable_keys)
@@ -291,7 +291,7 @@ def test_equal_settings_leave_the_frozen_model_unless_keys_are_to_be_trained(dem
 
 
 def test_the_best_setting_on_validation_is_kept(demo_backbone, caches, monkeypatch):
-    cache, rows, *_ = training_split(caches)
+    cache, rows, *_ = training_split([caches])
     model = Retriever(demo_backbone, "memory")
     frozen = FrozenEmbeddings(model, cache)
     remember(model.method, frozen, cache, rows)
@@ -302,7 +302,7 @@ def test_the_best_setting_on_validation_is_kept(demo_backbone, caches, monkeypat
 
 @pytest.mark.parametrize(("options", "count"), [({}, 21), ({"pairs": 5}, 5), ({"pairs": 500}, 21), ({"captions": 0}, None)])
 def test_a_memory_holds_as_many_pairs_as_asked(demo_backbone, caches, options, count):
-    cache, rows, *_ = training_split(caches)
+    cache, rows, *_ = training_split([caches])
     model = Retriever(demo_backbone, "memory", **options)
     remember(model.method, FrozenEmbeddings(model, cache), cache, rows)
     assert model.method.pairs == (count or sum(len(cache.captions[row]) for row in rows))

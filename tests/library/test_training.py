@@ -10,7 +10,7 @@ from xmafast.cache import build_cache
 from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.retriever import load
 from xmafast.training import loop, schedule, train, training_split
-from xmafast.training.data import epoch_batches
+from xmafast.training.data import Plan
 
 FAST = {"epochs": 2, "batch_size": 8, "seed": 0}
 
@@ -67,12 +67,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, small_ca
 
 
 def test_validation_is_cut_from_train_alike_for_every_run(small_caches):
-    cache, rows, val_cache, val_rows = training_split(small_caches)
+    cache, rows, val_cache, val_rows = training_split([small_caches])
     assert val_cache is cache
     assert len(val_rows) == 3
     assert len(rows) == 21
     assert not set(rows) & set(val_rows)
-    assert np.array_equal(training_split(small_caches)[3], val_rows)
+    assert np.array_equal(training_split([small_caches])[3], val_rows)
 
 
 def test_a_val_split_of_the_cache_is_used(tmp_path):
@@ -84,7 +84,7 @@ def test_a_val_split_of_the_cache_is_used(tmp_path):
     build_cache(replace(demo_split("test", 2), name="val"), tmp_path / "c" / "val.h5", **options)
     (tmp_path / "val.h5").unlink()
     (tmp_path / "c" / "val.h5").rename(tmp_path / "val.h5")
-    _, rows, val_cache, val_rows = training_split(tmp_path)
+    _, rows, val_cache, val_rows = training_split([tmp_path])
     assert val_cache.path.name == "val.h5"
     assert (len(rows), len(val_rows)) == (4, 2)
 
@@ -125,12 +125,12 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_videos(small_cache
 
 
 def test_an_epoch_draws_one_caption_a_video_or_goes_through_every_pair(small_caches):
-    cache, rows, *_ = training_split(small_caches)
-    generator = np.random.default_rng(0)
-    one = [pair for batch in epoch_batches(cache, rows, None, 8, generator) for pair in batch]
+    cache, rows, *_ = training_split([small_caches])
+    one = [pair for draw in Plan(cache, rows, 8).draws(1) for pair in draw.pairs]
     assert sorted(row for row, _ in one) == sorted(rows)
     pairs = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))]
-    batches = epoch_batches(cache, rows, list(pairs), 5, generator)
+    cache.attributes["captions_per_epoch"] = "all"
+    batches = [draw.pairs for draw in Plan(cache, rows, 5).draws(1)]
     assert sorted(pair for batch in batches for pair in batch) == sorted(pairs)
     assert all(len(batch) >= 2 for batch in batches)
 

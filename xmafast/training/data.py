@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xmafast.cache import FrameReader
+from xmafast.cache.joined import JoinedFrames
 
 AHEAD = 2  # batches that are read while a step runs
 
@@ -52,15 +53,18 @@ class Draw:
 class Plan:
     """Which batches a training takes: ``steps_per_epoch`` of them an epoch, the same ones for the same seed.
 
-    A data set whose cache says so goes through every caption in an epoch, others through every video with one caption drawn.
+    A data set whose cache says so goes through every caption in an epoch, others through every video with one caption drawn. Of several
+    data sets each batch is one's, so that its negatives are videos of the same kind; the batches of an epoch come in random order.
     """
 
     def __init__(self, cache: FrameReader, rows: np.ndarray, batch_size: int, train_frames: int = 0, seed: int = 0) -> None:
         self.cache, self.rows = cache, rows
         self.batch_size, self.train_frames, self.seed = batch_size, train_frames, seed
-        each = cache.attributes.get("captions_per_epoch") == "all"
-        self.every_pair = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))] if each else None
-        self.steps_per_epoch = len(_cuts(len(rows if self.every_pair is None else self.every_pair), batch_size))
+        self.sets = [_Set(cache, rows, cache.attributes)]
+        if isinstance(cache, JoinedFrames):
+            of = cache.part_of(rows)
+            self.sets = [_Set(cache, rows[of == i], part.attributes) for i, part in enumerate(cache.parts)]
+        self.steps_per_epoch = sum(len(_cuts(len(each), batch_size)) for each in self.sets)
 
     def draws(self, epochs: int, after: Place | None = None) -> Iterator[Draw]:
         """The batches of all epochs, or those after a place."""
@@ -70,7 +74,10 @@ class Plan:
             generator.bit_generator.state = after.generator
         for epoch in range(after.epoch, epochs + 1):
             state = dict(generator.bit_generator.state)
-            for taken, pairs in enumerate(epoch_batches(self.cache, self.rows, self.every_pair, self.batch_size, generator), 1):
+            batches = [pairs for each in self.sets for pairs in each.batches(self.batch_size, generator)]
+            if len(self.sets) > 1:
+                batches = [batches[i] for i in generator.permutation(len(batches))]
+            for taken, pairs in enumerate(batches, 1):
                 draw = Draw(pairs, self._frames(pairs, generator), Place(epoch, taken, state))
                 if epoch > after.epoch or taken > after.taken:  # one that was taken already is drawn as well, and left out
                     yield draw
@@ -90,14 +97,24 @@ def _cuts(count: int, batch_size: int) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def epoch_batches(
-    cache: FrameReader, rows: np.ndarray, pairs: Pairs | None, batch_size: int, generator: np.random.Generator
-) -> list[Pairs]:
-    """One epoch in random order: every pair, or every row with one caption drawn."""
-    if pairs is None:
-        pairs = [(int(row), int(generator.integers(len(cache.captions[row])))) for row in rows]
-    order = generator.permutation(len(pairs))
-    return [[pairs[i] for i in order[cut]] for cut in _cuts(len(order), batch_size)]
+class _Set:
+    """Rows of one data set, by its cache's attributes; its length is that of an epoch, in pairs."""
+
+    def __init__(self, cache: FrameReader, rows: np.ndarray, attributes: Mapping[str, Any]) -> None:
+        self.cache, self.rows = cache, rows
+        every = attributes.get("captions_per_epoch") == "all"
+        self.every_pair = [(int(row), i) for row in rows for i in range(len(cache.captions[row]))] if every else None
+
+    def __len__(self) -> int:
+        return len(self.rows if self.every_pair is None else self.every_pair)
+
+    def batches(self, batch_size: int, generator: np.random.Generator) -> list[Pairs]:
+        """One epoch in random order: every pair, or every row with one caption drawn."""
+        pairs = self.every_pair
+        if pairs is None:
+            pairs = [(int(row), int(generator.integers(len(self.cache.captions[row])))) for row in self.rows]
+        order = generator.permutation(len(pairs))
+        return [[pairs[i] for i in order[cut]] for cut in _cuts(len(order), batch_size)]
 
 
 def draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:

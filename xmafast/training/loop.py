@@ -15,11 +15,13 @@ from torch import Tensor
 
 from xmafast.blocks import checkpointed
 from xmafast.cache import FrameReader
+from xmafast.cache.joined import JoinedFrames
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.retriever import Retriever
 from xmafast.training.data import Batch, Place, Plan, read_ahead, read_now
 from xmafast.training.recipe import Recipe, make_optimizer, schedule
+from xmafast.training.split import datasets_of
 
 SHOWN = 8  # ids of a batch that a message names
 
@@ -125,8 +127,12 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         texts = [self.cache.captions[row][caption] for row, caption in batch.draw.pairs]
+        rows = batch.draw.rows
+        if self.retriever.datasets:
+            self.retriever.dataset = datasets_of(self.cache)[_part_of(self.cache, rows)]
+        stream = self.retriever.read_stream([self.cache.ids[row] for row in rows])
         with checkpointed(self.checkpointing):
-            return batch_loss(self.retriever, texts, batch.frames, batch.mask, torch.from_numpy(batch.draw.rows), self.frozen)
+            return batch_loss(self.retriever, texts, batch.frames, batch.mask, torch.from_numpy(rows), self.frozen, stream)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states."""
@@ -156,12 +162,26 @@ class Trainer:
         self.place, self.done = place, done
 
 
+def _part_of(cache: FrameReader, rows: np.ndarray) -> int:
+    """Which of its data sets a batch is of."""
+    return int(cache.part_of(rows[0])) if isinstance(cache, JoinedFrames) else 0
+
+
 def batch_loss(
-    retriever: Retriever, texts: list[str], frames: Tensor, mask: Tensor, groups: Tensor, frozen: FrozenEmbeddings | None = None
+    retriever: Retriever,
+    texts: list[str],
+    frames: Tensor,
+    mask: Tensor,
+    groups: Tensor,
+    frozen: FrozenEmbeddings | None = None,
+    stream: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The loss of a batch: texts (B), frames as ``Batch`` has them, mask (B, F), groups (B,) the video that each pair shows."""
+    """The loss of a batch: texts (B), frames as ``Batch`` has them, mask (B, F), groups (B,) the video that each pair shows.
+
+    stream: as ``Retriever.encode_frames`` takes it.
+    """
     if frozen is None:
-        return total_loss(retriever, texts, frames, mask, groups)
+        return total_loss(retriever, texts, frames, mask, groups, stream)
     video, text = retriever.on_frames(frames, mask), retriever.on_text(frozen.text(texts))
     return contrastive_loss(retriever, text.float(), video.float(), mask, groups.to(text.device))
 

@@ -16,7 +16,7 @@ from xmafast.backbone import Backbone
 from xmafast.cache.lock import locked
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
-from xmafast.evaluation import protocol, r_sum, rank_cache
+from xmafast.evaluation import protocol, r_sum
 from xmafast.fitting import RULE, fit_memory, remember
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.methods import Plug
@@ -51,12 +51,12 @@ from xmafast.training.settings import (
 )
 from xmafast.training.split import Split, training_split
 from xmafast.training.stopping import Interrupted, Stop, StopSignals
+from xmafast.training.validation import Metrics, mean_of, validate
 
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
 CAPTIONS_AT_ONCE = 256
 
-Metrics = dict[str, dict[str, float]]
 Report = Callable[[Step, Metrics | None], None]
 Shown = Callable[[int, int, str], None]
 
@@ -81,7 +81,7 @@ class Watch:
 
 
 def train(
-    cache: str | Path | None = None,
+    cache: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     *,
     method: str | Unset | None = UNSET,
@@ -99,6 +99,7 @@ def train(
     patience: int | None = None,
     impl: str | None = None,
     checkpointing: bool | None = None,
+    stream: str | Path | None = None,
     resume: bool = False,
     init: str | Path | None = None,
     save_every: str = "60s",
@@ -113,12 +114,14 @@ def train(
     What acts on final embeddings alone (a method on features, a header) is trained on those of the frozen backbone, from its embedding
     cache or computed once. A method that is fitted and not trained leaves a run of one epoch.
 
-    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file. out: the run's folder; it must not hold a finished
+    cache: the folder of a data set's caches (with ``train.h5``) or one ``.h5`` file, or several: one adapter is trained on all of them,
+    each batch on one, and the epoch is kept whose R-sum is highest on average. out: the run's folder; it must not hold a finished
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
     default. method: ``cross-modal`` where none is named; None trains the header alone, where it is one that trains. plugs: methods that
     act beside it. words: the most tokens of a caption, 32. epochs, batch_size, lr, train_frames: None takes the data set's and the
     method's defaults. patience: ends after that many epochs without a better R-sum on validation. impl: which kernels run, ``auto``,
-    ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. options: the method's, as
+    ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. stream: the file of another
+    stream's features (``xmafast.StreamFile``), for a method that reads one. options: the method's, as
     ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
@@ -162,6 +165,7 @@ def train(
         impl=impl,
         checkpointing=checkpointing,
         init=None if init is None else str(Path(init).resolve()),
+        stream=None if stream is None else str(Path(stream).resolve()),
         recipe={name: value for name, value in given.items() if value is not None},
     )
     stored: dict[str, Any] | None = None
@@ -175,8 +179,8 @@ def train(
             settings = settings.over(settings_of_adapter(init), f"The run {init}")
     if cache is None:
         raise UsageError("A training needs a cache: the folder of a data set's caches, or one .h5 file.")
-    cache = Path(cache)
-    split = training_split(cache)
+    caches = [Path(cache)] if isinstance(cache, (str, Path)) else [Path(path) for path in cache]
+    split = training_split(caches)
     torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
     retriever, recipe = build(settings, split)
     if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
@@ -189,7 +193,7 @@ def train(
         else:
             read_config(out)  # again, now that no other process can be at work in it
             clear_scratch(out)
-        return _Run(retriever, recipe, settings, cache, split, out, watch, cadence).go(stored)
+        return _Run(retriever, recipe, settings, caches, split, out, watch, cadence).go(stored)
 
 
 class _Run:
@@ -200,13 +204,13 @@ class _Run:
         retriever: Retriever,
         recipe: Recipe,
         settings: Settings,
-        cache: Path,
+        caches: Sequence[Path],
         split: Split,
         out: Path,
         watch: Watch,
         cadence: Cadence,
     ) -> None:
-        self.retriever, self.recipe, self.settings, self.cache, self.split = retriever, recipe, settings, cache, split
+        self.retriever, self.recipe, self.settings, self.caches, self.split = retriever, recipe, settings, caches, split
         self.out, self.watch, self.cadence = out, watch, cadence
         self.began = time.monotonic()  # and as much earlier as the run has been trained before
         self.history: list[dict[str, Any]] = []
@@ -222,7 +226,7 @@ class _Run:
             remember(memory, self.frozen, self.split.cache, self.split.rows)
         if self.frozen:
             self._embed_captions(self.frozen)
-        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split)
+        config = config_of(self.retriever, self.recipe, self.settings, self.caches, self.split)
         if stored is None:
             write_json(self.out / CONFIG, config)
         else:
@@ -347,16 +351,18 @@ class _Run:
     def _validate(self, step: Step | None) -> None:
         """step: the epoch's last, where this process has taken it."""
         with self.stop.at_once():
-            rows, frozen = self.split.val_rows, self.val_frozen
-            validation = rank_cache(self.retriever, self.split.val_cache, rows, captions=1, frozen=frozen).metrics()
-        self._ended(self.trainer.epoch, validation)
+            each = validate(self.retriever, self.split, self.val_frozen)
+        validation = mean_of(each)
+        self._ended(self.trainer.epoch, validation, each)
         if step and self.watch.report:
             self.watch.report(step, validation)
 
-    def _ended(self, epoch: int, validation: Metrics) -> None:
+    def _ended(self, epoch: int, validation: Metrics, each: dict[str, Metrics] | None = None) -> None:
+        """validation: of all data sets on average; each: of each of them."""
         row = {
             "epoch": epoch,
             "validation": validation,
+            **({"validation_by_dataset": each} if each is not None and len(each) > 1 else {}),
             "r_sum": r_sum(validation),
             "seconds": time.monotonic() - self.began,
             "peak_memory_bytes": peak_memory(self.retriever.device),
@@ -389,6 +395,7 @@ class _Run:
             **({"fitted": {key: self.fitted[key] for key in ("alpha", "beta", "tried")}} if self.fitted else {}),
             "best_epoch": kept["epoch"],
             "validation": kept["validation"],
+            **{key: kept[key] for key in ("validation_by_dataset",) if key in kept},
             "epochs": self.history,
             "train_seconds": time.monotonic() - self.began,
             "protocol": protocol(self.retriever, self.split.val_cache),
@@ -401,4 +408,6 @@ class _Run:
         write_json(self.out / METRICS, metrics)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         self.retriever.restore(self.out / "best" / WEIGHTS)
+        names = self.retriever.datasets
+        self.retriever.dataset = names[0] if len(names) == 1 else None
         return Trained(self.out, self.retriever.eval(), metrics)

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for, load_backbone
+from xmafast.cache.stream import StreamFile
 from xmafast.errors import RunError, UsageError
-from xmafast.methods import Plug
+from xmafast.methods import METHODS, Plug
 from xmafast.methods.memory import Memory
 from xmafast.retriever import CONFIG as ADAPTER_CONFIG
 from xmafast.retriever import OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, best_device
 from xmafast.training.recipe import Recipe, recipe_for
-from xmafast.training.split import Split
+from xmafast.training.split import Split, datasets_of
 
 CONFIG, METRICS = "config.json", "metrics.json"  # a run's first file and its last
 NOT_COMPARED = {"xmafast_version", "torch_version", "cache", "trainable"}  # of a run that is resumed: the cache by its content
@@ -47,6 +48,7 @@ class Settings:
     impl: str | None = None
     checkpointing: bool | None = None
     init: str | None = None
+    stream: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def over(self, stored: Settings, whose: str) -> Settings:
@@ -67,6 +69,7 @@ class Settings:
             impl=self.impl or stored.impl,
             checkpointing=stored.checkpointing if self.checkpointing is None else self.checkpointing,
             init=self.init or stored.init,
+            stream=self.stream or stored.stream,
             recipe={**stored.recipe, **self.recipe},
         )
 
@@ -96,6 +99,7 @@ def settings_of_run(config: Mapping[str, Any], run: Path) -> Settings:
             impl=config["impl"],
             checkpointing=config["checkpointing"],
             init=config["init"],
+            stream=config.get("stream"),
             recipe=dict(config["recipe"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -143,25 +147,50 @@ def build(settings: Settings, split: Split) -> tuple[Retriever, Recipe]:
             else backbone_for(attributes, backbone, settings.pretrained)
         )
     options = {"frames": split.cache.shape[1], **settings.options}  # positions are made for so many
+    stream = StreamFile(settings.stream) if settings.stream else None
+    known = {"datasets": ",".join(datasets_of(split.cache))} | ({"stream_width": stream.width} if stream else {})
     if settings.temperature is not None:
         options["temperature"] = settings.temperature
     method = "cross-modal" if settings.method is UNSET else settings.method
+    options = _filled(method, options, known)
+    plugs = [(plug, {}) if isinstance(plug, str) else plug for plug in settings.plugs or ()]
     retriever = Retriever(
         backbone,
         method,
         settings.header,
-        plugs=settings.plugs or (),
+        plugs=[(name, _filled(name, given, known)) for name, given in plugs],
         words=32 if settings.words is None else settings.words,
         impl=settings.impl or "auto",
         **options,
     ).to(best_device())
     if not retriever.kept:
         raise UsageError("There is nothing to train: without a method, name a header that trains (--header seqTransf).")
+    check_stream(retriever, stream, split)
+    retriever.stream = stream
     recipe = recipe_for(attributes, retriever, settings.recipe)
     retriever.patch_drop = recipe.patch_drop
     if settings.checkpointing:
         check_checkpointing(retriever)
     return retriever, recipe
+
+
+def _filled(method: str | None, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method, with what the data says of those that it has and was not given."""
+    has = METHODS[method].known_options() if method in METHODS else {}
+    return {**{name: value for name, value in known.items() if name in has}, **options}
+
+
+def check_stream(retriever: Retriever, stream: StreamFile | None, split: Split) -> None:
+    """Raise UsageError where a method that reads another stream has none, or the other way round."""
+    if retriever.reads_stream and stream is None:
+        raise UsageError("What is trained reads another stream of the videos; name the file of its features with --stream FILE.")
+    if stream is None:
+        return
+    if not retriever.reads_stream:
+        raise UsageError(f"Nothing here reads {stream.path}; --stream goes with --plug stream.")
+    if not any(split.cache.ids[row] in stream for row in split.rows):
+        example = split.cache.ids[split.rows[0]]
+        raise UsageError(f"{stream.path} has no video of the training set by its id, as {example!r}; name them as the cache does.")
 
 
 def check_checkpointing(retriever: Retriever) -> None:
@@ -183,14 +212,14 @@ def begin_with(retriever: Retriever, run: str | Path) -> None:
     retriever.restore(folder / WEIGHTS)
 
 
-def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, cache: Path, split: Split) -> dict[str, Any]:
+def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, caches: Sequence[Path], split: Split) -> dict[str, Any]:
     """What config.json holds: all that a run is made from, so that it can be resumed and read."""
     import torch
 
     return {
         "xmafast_version": __version__,
         "torch_version": torch.__version__,
-        "cache": str(cache.resolve()),
+        "cache": [str(cache.resolve()) for cache in caches] if len(caches) > 1 else str(caches[0].resolve()),
         "cache_sha256": split.fingerprint,
         "train_videos": len(split.rows),
         "validation_videos": len(split.val_rows),
@@ -199,6 +228,7 @@ def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, cache: P
         "impl": retriever.impl,
         "checkpointing": bool(settings.checkpointing),
         "init": settings.init,
+        **({"stream": settings.stream, "stream_sha256": retriever.stream.fingerprint} if retriever.stream is not None else {}),
         **retriever.config(),
     }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from xmafast.cache import FrameReader, open_splits
+from xmafast.cache.joined import JoinedFrames
 from xmafast.errors import CacheError
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 1000
@@ -32,12 +34,30 @@ class Split(NamedTuple):
                 digest.update(repr((cache.ids[row], cache.captions[row])).encode("utf-8"))
             for column in (cache.num_frames, cache.checksum):
                 digest.update(np.ascontiguousarray(column[rows]).tobytes())
-            digest.update(repr([cache.attributes.get(key) for key in ("frames", "sampling", "size", "captions_per_epoch")]).encode())
+            for part in cache.parts if isinstance(cache, JoinedFrames) else [cache]:
+                digest.update(repr([part.attributes.get(key) for key in ("frames", "sampling", "size", "captions_per_epoch")]).encode())
         return digest.hexdigest()
 
 
-def training_split(folder: Path) -> Split:
-    """What to train and validate on, of a folder of caches or one file. Raises CacheError where there is nothing to train on."""
+def datasets_of(cache: FrameReader) -> list[str]:
+    """The data sets that a cache holds: one, unless several are read as one."""
+    return cache.names if isinstance(cache, JoinedFrames) else [str(cache.attributes.get("dataset", cache.path.parent.name))]
+
+
+def training_split(folders: Sequence[Path]) -> Split:
+    """What to train and validate on, of folders of caches or files. Raises CacheError where there is nothing to train on."""
+    splits = [_split(folder) for folder in folders]
+    if len(splits) == 1:
+        return splits[0]
+    caches = JoinedFrames([split.cache for split in splits])
+    rows = np.concatenate([split.rows + start for split, start in zip(splits, caches.starts, strict=False)])
+    apart = any(split.val_cache is not split.cache for split in splits)
+    val_caches = JoinedFrames([split.val_cache for split in splits]) if apart else caches
+    val_rows = np.concatenate([split.val_rows + start for split, start in zip(splits, val_caches.starts, strict=False)])
+    return Split(caches, rows, val_caches, val_rows)
+
+
+def _split(folder: Path) -> Split:
     splits = open_splits(folder)
     if "train" not in splits:
         raise CacheError(f"{folder} has no train split (it has: {', '.join(splits)}); cache one with --split train.")
