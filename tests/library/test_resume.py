@@ -122,6 +122,41 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_what_to_do(cache, demo_b
     assert weights(run) == weights(whole.folder)
 
 
+@pytest.mark.parametrize("fails", ["config.json", "metrics.json"])
+def test_a_full_disk_under_the_first_and_the_last_file(cache, demo_backbone, tmp_path, whole, monkeypatch, fails):
+    run, write = tmp_path / "run", Path.write_text
+
+    def fills_up(path, *arguments, **options):
+        if fails in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fills_up)
+        reason = "repeat the command" if fails == "config.json" else "xmafast train --resume"
+        with pytest.raises(RunError, match=f"no room left .*{reason}"):
+            train(cache, run, backbone=demo_backbone, **SMALL)
+    again = {"cache": cache, **SMALL} if fails == "config.json" else {"resume": True}
+    train(out=run, backbone=demo_backbone, **again)
+    assert weights(run) == weights(whole.folder)
+
+
+def test_a_full_disk_under_an_adapter_is_said_as_well(cache, demo_backbone, tmp_path, whole, monkeypatch):
+    from safetensors import SafetensorError
+
+    from xmafast import retriever
+
+    def fills_up(*_, **__):
+        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space left on device" }')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever, "save_file", fills_up)
+        with pytest.raises(RunError, match="last checkpoint is kept"):
+            train(cache, tmp_path / "run", backbone=demo_backbone, **SMALL)
+    train(out=tmp_path / "run", backbone=demo_backbone, resume=True)
+    assert weights(tmp_path / "run") == weights(whole.folder)
+
+
 def test_a_full_disk_under_the_log_is_said_too(cache, demo_backbone, tmp_path, whole, monkeypatch):
     run, write, count = tmp_path / "run", os.write, []
 

@@ -27,6 +27,7 @@ from xmafast.cache.file import FULL
 from xmafast.errors import RunError, UsageError
 from xmafast.files import write_atomically
 from xmafast.training.data import Place
+from xmafast.training.settings import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = 1
@@ -101,5 +102,8 @@ def full_disk_told(folder: Path) -> Iterator[None]:
         full = error.errno in FULL if isinstance(error, OSError) else "StorageFull" in str(error) or "No space" in str(error)
         if not full:
             raise
+        room = f"There is no room left for {folder}"
+        if not (folder / CONFIG).is_file():
+            raise RunError(f"{room}, of which nothing is written yet. Make room, and repeat the command.") from error
         kept = "its last checkpoint is kept" if (folder / CHECKPOINT).is_file() else "no checkpoint was written yet"
-        raise RunError(f"There is no room left for {folder}; {kept}. Make room, and go on with: {resume_command(folder)}") from error
+        raise RunError(f"{room}; {kept}. Make room, and go on with: {resume_command(folder)}") from error
