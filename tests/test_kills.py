@@ -47,7 +47,7 @@ def contents(folder):
         found[name] = file.read_bytes() if file.name == "adapter_model.safetensors" else None
         if file.name == "log.jsonl":
             rows = [json.loads(line) for line in file.read_text().splitlines()]
-            found[name] = [(row.get("step"), row["epoch"], row.get("loss"), row.get("r_sum")) for row in rows]
+            found[name] = [(row.get("step"), row.get("epoch"), row.get("loss"), row.get("r_sum")) for row in rows]
         if file.suffix == ".h5":
             cache = kind_of(file)(file)
             exact = isinstance(cache, FrameCache)  # a batch of other rows rounds a backbone's features otherwise
