@@ -1,7 +1,8 @@
-"""Evaluation: ranks of both directions under a data set's protocol, and the table of metrics."""
+"""Evaluation: a cache's texts and videos as a retriever embeds them, the table of metrics, and what it must be read with."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,61 +14,34 @@ from torch import Tensor
 
 from xmafast.cache import FrameCache, FrameReader, Status
 from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
-from xmafast.errors import CacheError, DataError
-from xmafast.kernels import ranks_both_over_frames, ranks_of_scores
-from xmafast.metrics import bootstrap, metrics_of, rank_of
+from xmafast.errors import CacheError
+from xmafast.ranks import Ranks, found_by, r_sum, rank_both, rank_matrix
+from xmafast.rerank import NEED_BANK, Bank, Cosines, Settings, check, described, rerank
 from xmafast.retriever import Retriever
 
 if TYPE_CHECKING:
     from xmafast.frozen import FrozenEmbeddings
 
+__all__ = ["Assessed", "Ranks", "assess", "counts", "evaluate", "protocol", "r_sum", "rank_both", "rank_cache", "rank_matrix"]
+
+FOUND = 3  # of the best candidates of each query, how many an assessment keeps
+BANK = 1000  # videos of the training set
+
 
 @dataclass(frozen=True)
-class Ranks:
-    """1-based ranks of the positives: of each text's video (N,), and of each video's caption (M,)."""
+class Embedded:
+    """Un-normalised embeddings of M videos of a cache and of their N captions: text (N, D), frames (M, F, D), mask (M, F), video_of
+    (N,), and where they come from: rows (M,) of the cache, captions (N)."""
 
-    t2v: np.ndarray
-    v2t: np.ndarray
-
-    def metrics(self, topk: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, float]]:
-        return {"t2v": metrics_of(self.t2v, topk), "v2t": metrics_of(self.v2t, topk)}
-
-
-def r_sum(metrics: dict[str, dict[str, float]]) -> float:
-    """The sum of R@K over both directions: what an epoch is chosen by."""
-    return sum(value for side in metrics.values() for key, value in side.items() if key.startswith("R@"))
+    text: Tensor
+    frames: Tensor
+    mask: Tensor
+    video_of: Tensor
+    rows: np.ndarray
+    captions: list[str]
 
 
-@torch.inference_mode()
-def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, video_of: Tensor) -> Ranks:
-    """Ranks from embeddings: text (N, D), frames (M, F, D), mask (M, F), video_of (N,) the video of each text.
-
-    Text to video, every text is a query. Video to text, a video's score for another video's captions, and for its own, is
-    the best of them, as CLIP4Clip scores several captions a video; a video without captions is no query.
-    """
-    t2v, v2t = ranks_both_over_frames(
-        text, frames, mask, video_of, header=retriever.pooling, temperature=retriever.temperature, impl=retriever.impl
-    )
-    captioned = video_of.unique()
-    return Ranks(_ranks(*t2v), _ranks(v2t[0][captioned], v2t[1][captioned]))
-
-
-def rank_matrix(similarity: np.ndarray) -> Ranks:
-    """Ranks of an (N, N) similarity matrix, texts by videos, whose diagonal holds the positives. Raises DataError for another shape."""
-    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not similarity.size:
-        raise DataError(
-            f"The similarity matrix must be square, texts by videos, with the positives on its diagonal; it is {similarity.shape}."
-        )
-    scores = torch.from_numpy(np.ascontiguousarray(similarity, dtype=np.float64))
-    own = torch.arange(len(scores))
-    return Ranks(_ranks(*ranks_of_scores(scores, own)), _ranks(*ranks_of_scores(scores.T, own)))
-
-
-def _ranks(greater: Tensor, ties: Tensor) -> np.ndarray:
-    return rank_of(greater.cpu().numpy(), ties.cpu().numpy())
-
-
-def rank_cache(
+def embed(
     retriever: Retriever,
     cache: FrameReader,
     rows: np.ndarray | None = None,
@@ -76,12 +50,8 @@ def rank_cache(
     store: Path | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
-) -> Ranks:
-    """Ranks over the captioned rows of a cache that are done, or over ``rows``.
-
-    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
-    cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
-    """
+) -> Embedded:
+    """The captioned rows of a cache that are done, or ``rows``, embedded; arguments as in ``rank_cache``."""
     done = cache.rows
     wanted = done if rows is None else rows
     wanted = np.array([row for row in wanted if cache.captions[row]], dtype=np.int64)
@@ -101,7 +71,95 @@ def rank_cache(
     video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
     queries = [caption for group in texts for caption in group]
     text = (embed_texts(retriever, queries) if frozen is None else adapt_texts(retriever, frozen.text(queries))).to(frames.device)
-    return rank_both(retriever, text, frames, mask, video_of)
+    return Embedded(text, frames, mask, video_of, wanted, queries)
+
+
+def rank_cache(
+    retriever: Retriever,
+    cache: FrameReader,
+    rows: np.ndarray | None = None,
+    *,
+    captions: int | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+    frozen: FrozenEmbeddings | None = None,
+) -> Ranks:
+    """Ranks over the captioned rows of a cache that are done, or over ``rows``.
+
+    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
+    cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
+    """
+    e = embed(retriever, cache, rows, captions=captions, store=store, progress=progress, frozen=frozen)
+    return rank_both(retriever, e.text, e.frames, e.mask, e.video_of)
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What an evaluation found: ranks, ranks after each way of re-ranking, and the best candidates of each query, best first.
+
+    ids, rows: (M,) the videos, and where they are in the cache. captions: (N,) the texts, whose videos ``ranks.video_of`` says.
+    t2v: (N, k) the best videos of each text. v2t: (M, k) the best texts of each video.
+    """
+
+    ranks: Ranks
+    reranked: dict[str, tuple[Ranks, dict[str, Any]]]
+    ids: list[str]
+    captions: list[str]
+    rows: np.ndarray
+    t2v: np.ndarray
+    v2t: np.ndarray
+
+    def result(self, topk: Sequence[int] = (1, 5, 10), samples: int = 0) -> dict[str, Any]:
+        """The metrics, with ``samples`` also their intervals, and ``"rerank"`` where there is any."""
+        result: dict[str, Any] = summary(self.ranks, topk, samples)
+        if self.reranked:
+            result["rerank"] = {name: {**summary(ranks, topk, samples), **how} for name, (ranks, how) in self.reranked.items()}
+        return result
+
+
+def summary(ranks: Ranks, topk: Sequence[int], samples: int = 0) -> dict[str, Any]:
+    """``{"t2v", "v2t", "R-sum"}``, with ``samples`` also ``"interval"``, the 95 % intervals of them all."""
+    result: dict[str, Any] = {**ranks.metrics(topk), "R-sum": ranks.r_sum}
+    return result | ({"interval": ranks.intervals(topk, samples)} if samples else {})
+
+
+def assess(
+    retriever: Retriever,
+    cache: FrameReader,
+    *,
+    rerank_by: Sequence[str] = (),
+    settings: Settings | None = None,
+    bank: FrameReader | None = None,
+    bank_videos: int = BANK,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> Assessed:
+    """Evaluate a retriever on a cache, and keep what each query found.
+
+    rerank_by: names of ``xmafast.rerank.METHODS``. bank: the training set's cache, of which ``bank_videos`` videos are taken with all
+    their captions. Raises CacheError where nothing can be evaluated; UsageError for re-ranking that is unknown or lacks its bank.
+    """
+    check(list(rerank_by))
+    settings = settings or Settings()
+    settings.check()
+    e = embed(retriever, cache, store=store, progress=progress)
+    ranks = rank_both(retriever, e.text, e.frames, e.mask, e.video_of)
+    reranked = {}
+    if rerank_by:
+        pairs = Cosines(retriever, e.text, e.frames, e.mask)
+        queries = _bank(retriever, e, bank, bank_videos, progress) if bank is not None and NEED_BANK & {*rerank_by} else None
+        for name in rerank_by:
+            reranked[name] = rerank(name, pairs, e.video_of, settings, queries), described(name, settings, queries)
+    found = found_by(retriever, e.text, e.frames, e.mask, FOUND)
+    return Assessed(ranks, reranked, [cache.ids[row] for row in e.rows], e.captions, e.rows, *found)
+
+
+def _bank(retriever: Retriever, test: Embedded, cache: FrameReader, videos: int, progress: Progress | None) -> Bank:
+    """Training captions against the test's videos, and the test's captions against training videos."""
+    captioned = [int(row) for row in cache.rows if cache.captions[row]]
+    order = sorted(captioned, key=lambda row: hashlib.sha256(cache.ids[row].encode("utf-8")).digest())  # the same for every run
+    e = embed(retriever, cache, np.array(sorted(order[:videos]), dtype=np.int64), progress=progress)
+    return Bank(Cosines(retriever, e.text, test.frames, test.mask), Cosines(retriever, test.text, e.frames, e.mask))
 
 
 def evaluate(
@@ -110,21 +168,24 @@ def evaluate(
     *,
     topk: Sequence[int] = (1, 5, 10),
     bootstrap_samples: int = 0,
+    rerank_by: Sequence[str] = (),
+    settings: Settings | None = None,
+    bank: FrameReader | str | Path | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The metrics of a retriever on a cache, both directions.
 
-    Returns ``{"t2v": {"R@1": percent, ..., "MdR", "MnR"}, "v2t": {...}, "queries", "candidates", "missing", "failed", "protocol"}``;
-    with ``bootstrap_samples`` also ``"interval"``, the 95 % intervals of R@K. Videos that are missing or failed are no
-    candidates and their captions no queries. Raises CacheError where nothing can be evaluated.
+    Returns ``{"t2v": {"R@1": percent, ..., "MdR", "MnR"}, "v2t": {...}, "R-sum", "queries", "candidates", "missing", "failed",
+    "protocol"}``; where videos have several captions v2t also has mAP and nDCG. With ``bootstrap_samples`` there is ``"interval"``, the
+    95 % intervals of all of them, and with ``rerank_by`` (names of ``xmafast.rerank.METHODS``; some need ``bank``, the training set's
+    cache) ``"rerank"``, the same of each. Videos that are missing or failed are no candidates and their captions no queries.
+    Raises CacheError where nothing can be evaluated; UsageError for re-ranking that is unknown or lacks its bank.
     """
     cache = cache if isinstance(cache, FrameReader) else FrameCache(cache)
-    ranks = rank_cache(retriever, cache, store=store, progress=progress)
-    result: dict[str, Any] = {**ranks.metrics(topk), **counts(ranks, cache), "protocol": protocol(retriever, cache)}
-    if bootstrap_samples:
-        result["interval"] = {"t2v": bootstrap(ranks.t2v, topk, bootstrap_samples), "v2t": bootstrap(ranks.v2t, topk, bootstrap_samples)}
-    return result
+    bank = bank if bank is None or isinstance(bank, FrameReader) else FrameCache(bank)
+    assessed = assess(retriever, cache, rerank_by=rerank_by, settings=settings, bank=bank, store=store, progress=progress)
+    return {**assessed.result(topk, bootstrap_samples), **counts(assessed.ranks, cache), "protocol": protocol(retriever, cache)}
 
 
 def counts(ranks: Ranks, cache: FrameReader) -> dict[str, int]:

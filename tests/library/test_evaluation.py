@@ -78,7 +78,8 @@ def test_evaluating_a_cache(demo_backbone, small_caches, tmp_path):
     assert set(result["t2v"]) == {"R@1", "R@3", "MdR", "MnR"}
     assert result["t2v"]["R@3"] >= 50
     assert result["protocol"]["rerank"] == "none"
-    assert set(result["interval"]) == {"t2v", "v2t"}
+    assert set(result["interval"]) == {"t2v", "v2t", "R-sum"}
+    assert set(result["interval"]["t2v"]) == set(result["t2v"])
     stored = evaluate(model, FrameCache(small_caches / "test.h5"), topk=(1, 3), store=tmp_path)
     assert stored["t2v"] == result["t2v"]
     assert len(list(tmp_path.iterdir())) == 1
