@@ -11,6 +11,7 @@ import typer
 from xmafast import __version__
 from xmafast.cli.cache import cache
 from xmafast.cli.collapse import collapse
+from xmafast.cli.compare import compare
 from xmafast.cli.datasets import datasets
 from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
@@ -35,6 +36,7 @@ for name, command in (
     ("cache", cache),
     ("train", train),
     ("eval", evaluate),
+    ("compare", compare),
     ("search", search),
     ("methods", methods),
     ("datasets", datasets),

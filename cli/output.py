@@ -73,21 +73,36 @@ def bar(title: str, unit: str, *, notes: bool = False) -> Iterator[Callable[...,
 
 
 def metrics_table(title: str, rows: list[tuple[str, dict[str, Any]]], topk: list[int]) -> Table:
-    """Both directions of one or several models; a row is (name, {"t2v": ..., "v2t": ..., "interval"?: ...})."""
+    """Both directions of one or several models; a row is (name, {"t2v": ..., "v2t": ..., "interval"?: ..., "R-sum"?: ...}).
+
+    R-sum, mAP and nDCG have a column where some row has them. ``"signed"`` marks a row of differences.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    table.add_column("")
-    for name in [*(f"R@{k}" for k in topk), "MdR", "MnR"]:
-        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    columns = [*(f"R@{k}" for k in topk), "MdR", "MnR"]
+    columns += [name for name in ("mAP", "nDCG") if any(name in metrics["v2t"] for _, metrics in rows)]
+    columns += ["R-sum"] if any("R-sum" in metrics for _, metrics in rows) else []
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
     for direction, label in (("t2v", "text to video"), ("v2t", "video to text")):
         for name, metrics in rows:
-            values = metrics[direction]
-            interval = metrics.get("interval", {}).get(direction, {})
-            cells = []
-            for k in topk:
-                low_high = interval.get(f"R@{k}")
-                cells.append(f"{values[f'R@{k}']:.1f}" + (f" [{low_high[0]:.1f}, {low_high[1]:.1f}]" if low_high else ""))
-            table.add_row(label, name, *cells, f"{values['MdR']:.1f}", f"{values['MnR']:.1f}")
+            form = "+.1f" if metrics.get("signed") else ".1f"
+            values, interval = dict(metrics[direction]), dict(metrics.get("interval", {}).get(direction, {}))
+            if "R-sum" in metrics:
+                values["R-sum"] = metrics["R-sum"][direction]
+                ends = metrics.get("interval", {}).get("R-sum", {}).get(direction)
+                interval["R-sum"] = ends
+            table.add_row(label, name, *(_cell(values.get(column), interval.get(column), form) for column in columns))
             label = ""
         table.add_section()
     return table
+
+
+def _cell(value: float | None, interval: list[float] | None, form: str) -> str:
+    if value is None:
+        return ""
+    if not interval:
+        return f"{value:{form}}"
+    low, high = (f"{end:{form}}" for end in interval)
+    return f"{value:{form}} [{low}, {high}]"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xmafast.cache import FrameCache, FrameReader, Status
+from xmafast.datasets import DATASETS
 from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError
 from xmafast.ranks import Ranks, found_by, r_sum, rank_both, rank_matrix
@@ -203,6 +204,7 @@ def protocol(retriever: Retriever, cache: FrameReader) -> dict[str, Any]:
     return {
         "dataset": a.get("dataset"),
         "split": a.get("split"),
+        "queries": query_protocol(cache),
         "frames": a.get("frames"),
         "sampling": a.get("sampling"),
         "size": a.get("size"),
@@ -218,3 +220,11 @@ def protocol(retriever: Retriever, cache: FrameReader) -> dict[str, Any]:
         "v2t": "the best of a video's captions",
         "rerank": "none",
     }
+
+
+def query_protocol(cache: FrameReader) -> str:
+    """``single`` (one caption a video), ``multi-caption`` (several, each a query), or ``paragraph`` (all sentences of a video in one)."""
+    published = getattr(DATASETS.get(str(cache.attributes.get("dataset"))), "PROTOCOL", None)
+    if published is not None and "paragraph" in published.queries:
+        return "paragraph"
+    return "multi-caption" if any(len(captions) > 1 for captions in cache.captions) else "single"

@@ -119,10 +119,10 @@ def intervals(
                     }
                 for metric, value in values.items():
                     drawn[name].setdefault(metric, []).append(value)
-    values = {name: {metric: np.concatenate(parts) for metric, parts in side.items()} for name, side in drawn.items()}
-    found = {name: {metric: _ends(value) for metric, value in side.items()} for name, side in values.items()}
+    whole = {name: {metric: np.concatenate(parts) for metric, parts in side.items()} for name, side in drawn.items()}
+    found = {name: {metric: _ends(values) for metric, values in side.items()} for name, side in whole.items()}
     if sums:
-        total = {name: np.sum([values[name][metric] for metric in metrics], axis=0) for name, metrics in sums.items()}
+        total = {name: np.sum([whole[name][metric] for metric in metrics], axis=0) for name, metrics in sums.items()}
         found["R-sum"] = {name: _ends(value) for name, value in total.items()} | {"both": _ends(np.sum(list(total.values()), axis=0))}
     return found
 

@@ -207,7 +207,6 @@ def _caption_counts(scores: Scores, video_of: Tensor) -> Counts:
 @torch.inference_mode()
 def found_by(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best videos of each text (N, k), and the k best texts of each video (M, k), best first."""
-    header = {"header": retriever.pooling, "temperature": retriever.temperature, "impl": retriever.impl}
-    videos = topk_over_frames(text, frames, mask, k, **header)[1]
+    best = topk_over_frames(text, frames, mask, k, header=retriever.pooling, temperature=retriever.temperature, impl=retriever.impl)
     turned = ByVideo(scores_of(retriever, text, frames, mask), torch.arange(len(frames), device=text.device))
-    return _numpy(videos), _numpy(topk_of(turned, k, None)[1])
+    return _numpy(best[1]), _numpy(topk_of(turned, k, None)[1])

@@ -1,0 +1,204 @@
+"""Metrics against their definitions, written out in plain Python."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from xmafast.comparison import compare
+from xmafast.errors import DataError
+from xmafast.metrics import intervals, precision_and_gain, sign_flips
+from xmafast.ranks import Ranks, rank_both, rank_matrix
+from xmafast.retriever import Retriever
+
+PROBLEMS, PARTS = 2000, 8
+
+
+def isnan(x):
+    return x != x
+
+
+def best_and_worst(scores, positive):
+    """Places of a positive among scores, first and last among equals; NaN is above nothing, and last as a positive."""
+    own = scores[positive]
+    if isnan(own):
+        return len(scores), len(scores)
+    above = sum(s > own for s in scores)
+    return above + 1, above + sum(s == own for s in scores)
+
+
+def average_precision_and_gain(scores, positives):
+    """The mean of both, with the positives first and last among equals, from the whole order."""
+
+    def order(positive_first):
+        def key(i):
+            lost = isnan(scores[i])
+            # a positive that is no number is last of all, whatever else is no number
+            return (2 if lost and i in positives else 1 if lost else 0, 0 if lost else -scores[i], (i in positives) != positive_first)
+
+        return sorted(range(len(scores)), key=key)
+
+    values = []
+    for first in (True, False):
+        places = [place for place, i in enumerate(order(first), 1) if i in positives]
+        precision = sum(Fraction(j, place) for j, place in enumerate(places, 1)) / len(places)
+        gain = sum(1 / math.log2(1 + place) for place in places)
+        values.append((float(precision), gain / sum(1 / math.log2(1 + j) for j in range(1, len(places) + 1))))
+    return tuple(sum(v) / 2 for v in zip(*values, strict=True))
+
+
+def oracle(matrix, video_of, topk):
+    texts = len(matrix)
+    sides = {"t2v": [sum(best_and_worst(matrix[i], video_of[i])) / 2 for i in range(texts)], "v2t": []}
+    captioned = sorted(set(video_of))
+    precision, gain = [], []
+    for v in captioned:
+        numbers = {u: [matrix[i][v] for i in range(texts) if video_of[i] == u and not isnan(matrix[i][v])] for u in captioned}
+        best = [max(numbers[u]) if numbers[u] else float("nan") for u in captioned]
+        sides["v2t"].append(sum(best_and_worst(best, captioned.index(v))) / 2)
+        ap, ndcg = average_precision_and_gain([matrix[i][v] for i in range(texts)], {i for i in range(texts) if video_of[i] == v})
+        precision.append(ap)
+        gain.append(ndcg)
+    found = {}
+    for side, ranks in sides.items():
+        n, ordered = len(ranks), sorted(ranks)
+        found[side] = {f"R@{k}": 100 * sum(r <= k for r in ranks) / n for k in topk}
+        found[side] |= {"MdR": (ordered[(n - 1) // 2] + ordered[n // 2]) / 2, "MnR": sum(ranks) / n}
+    if len(captioned) < texts:
+        found["v2t"] |= {"mAP": 100 * sum(precision) / len(captioned), "nDCG": 100 * sum(gain) / len(captioned)}
+    return found, sides
+
+
+def problem(seed):
+    """Ties by few distinct values or by copies, several captions or none, NaN rows, columns and single scores, infinities."""
+    g = np.random.default_rng(seed)
+    videos = int(g.integers(1, 9))
+    captioned = g.permutation(videos)[: int(g.integers(1, videos + 1))]
+    video_of = g.permutation(np.concatenate([captioned, g.choice(captioned, int(g.integers(0, 9)) * int(g.integers(0, 2)))]))
+    shape = (len(video_of), videos)
+    matrix = g.integers(0, 4, shape) / 4 if g.random() < 0.5 else g.normal(size=shape)
+    if g.random() < 0.3:
+        matrix[int(g.integers(shape[0]))] = np.nan
+    if g.random() < 0.2:
+        matrix[:, int(g.integers(shape[1]))] = np.nan
+    if g.random() < 0.3:
+        matrix[g.random(shape) < 0.15] = np.nan
+    if g.random() < 0.1:
+        matrix[g.random(shape) < 0.2] = -np.inf
+    if g.random() < 0.1:
+        matrix[g.random(shape) < 0.1] = np.inf
+    return matrix, video_of
+
+
+def same(ours, truth):
+    assert ours.keys() == truth.keys()
+    for side in truth:
+        assert ours[side].keys() == truth[side].keys()
+        for name, value in truth[side].items():
+            assert ours[side][name] == pytest.approx(value, rel=1e-12, abs=1e-12), (side, name)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_metrics_of_a_matrix_are_those_of_the_definition(part):
+    for seed in range(part, PROBLEMS, PARTS):
+        matrix, video_of = problem(seed)
+        ranks = rank_matrix(matrix, video_of)
+        truth, sides = oracle(matrix.tolist(), video_of.tolist(), (1, 2, 5))
+        assert (ranks.t2v.tolist(), ranks.v2t.tolist()) == (sides["t2v"], sides["v2t"]), seed
+        same(ranks.metrics((1, 2, 5)), truth)
+
+
+@pytest.mark.parametrize("header", ["mean", "text-conditioned"])
+@pytest.mark.parametrize("seed", range(12))
+def test_metrics_of_embeddings_are_those_of_the_definition(demo_backbone, seed, header):
+    g = np.random.default_rng(seed)
+    m = int(g.integers(2, 9))
+    video_of = g.permutation(np.concatenate([g.integers(0, m, int(g.integers(1, 20))), [0]]))
+    kinds = g.normal(size=(4, 3, 8))
+    frames, text = torch.from_numpy(kinds[g.integers(0, 4, m)]), torch.from_numpy(g.normal(size=(5, 8))[g.integers(0, 5, len(video_of))])
+    if seed % 3 == 0:
+        text[int(g.integers(len(text)))] = torch.nan
+    if seed % 4 == 0:
+        frames[int(g.integers(m))] = torch.nan
+    mask = torch.ones(m, 3, dtype=torch.bool)
+    retriever = Retriever(demo_backbone, None, header, impl="eager")
+    ranks = rank_both(retriever, text.float(), frames.float(), mask, torch.from_numpy(video_of))
+    matrix = retriever.similarity(text, frames, mask).numpy().round(9)  # what differs by rounding alone is equal
+    truth, sides = oracle(matrix.tolist(), video_of.tolist(), (1, 5))
+    assert (ranks.t2v.tolist(), ranks.v2t.tolist()) == (sides["t2v"], sides["v2t"])
+    same(ranks.metrics((1, 5)), truth)
+
+
+def test_average_precision_and_gain_by_hand():
+    precision, gain = precision_and_gain(np.array([0, 2, 1]), np.zeros(3, int), np.array([0, 0, 1]), 4)
+    assert precision == pytest.approx([(1 / 1 + 2 / 3) / 2, 1 / 2])
+    assert gain == pytest.approx([(1 + 1 / 2) / (1 + 1 / math.log2(3)), 1 / math.log2(3)])
+
+
+def test_intervals_draw_the_queries_of_a_video_together():
+    g = np.random.default_rng(0)
+    video_of = np.repeat(np.arange(40), 10)
+    alike = Ranks(np.repeat(g.integers(1, 3, 40), 10).astype(float), np.ones(40), video_of)  # a video's captions succeed or fail together
+    low, high = alike.intervals([1], 500)["t2v"]["R@1"]
+    alone = Ranks(alike.t2v, np.ones(400)).intervals([1], 500)["t2v"]["R@1"]
+    assert high - low > 2 * (alone[1] - alone[0])
+
+
+def test_intervals_of_every_metric_hold_the_estimate(demo_backbone):
+    g = np.random.default_rng(1)
+    video_of = np.concatenate([np.arange(30), g.integers(0, 30, 60)])
+    ranks = rank_matrix(g.normal(size=(90, 30)) + 2 * (video_of[:, None] == np.arange(30)), video_of)
+    found, values = ranks.intervals([1, 5], 400), ranks.metrics([1, 5])
+    assert set(found) == {"t2v", "v2t", "R-sum"}
+    for side in ("t2v", "v2t"):
+        assert set(found[side]) == set(values[side])
+        for name, (low, high) in found[side].items():
+            assert low <= values[side][name] <= high, (side, name)
+    for side, value in ranks.r_sum.items():
+        low, high = found["R-sum"][side]
+        assert low <= value <= high
+
+
+def test_a_median_of_drawn_queries_is_the_median_of_their_ranks():
+    g = np.random.default_rng(2)
+    ranks = Ranks(g.integers(1, 50, 21) / 1.0, np.ones(21))
+    draws = np.random.default_rng(0).integers(0, 21, (100, 21))
+    truth = np.percentile(np.median(ranks.t2v[draws], axis=1), [2.5, 97.5])
+    assert intervals(ranks.sides([1]), 100)["t2v"]["MdR"] == pytest.approx(list(truth))
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 1), (12, 9), (30, 10)])
+def test_the_sign_test_of_single_queries_is_mcnemars(better, worse):
+    n = better + worse
+    exact = min(1.0, 2 * sum(math.comb(n, i) for i in range(min(better, worse) + 1)) / 2**n)
+    first = np.array([False] * better + [True] * worse + [True] * 7)
+    second = np.array([True] * better + [False] * worse + [True] * 7)
+    assert sign_flips(first, second, np.arange(len(first))) == pytest.approx(exact)
+
+
+def test_the_sign_test_of_videos_is_that_of_all_signs():
+    g = np.random.default_rng(3)
+    video = np.sort(g.integers(0, 9, 40))
+    first, second = g.random(40) < 0.4, g.random(40) < 0.7
+    sums = np.bincount(video, weights=second.astype(float) - first, minlength=9)
+    signs = 1 - 2 * ((np.arange(2**9)[:, None] >> np.arange(9)) & 1)
+    assert sign_flips(first, second, video) == pytest.approx(np.mean(np.abs(signs @ sums) >= abs(sums.sum())))
+
+
+def test_the_sign_test_finds_a_difference_as_often_as_it_says():
+    g = np.random.default_rng(4)
+    p = [sign_flips(g.random(60) < 0.5, g.random(60) < 0.5, np.arange(60)) for _ in range(400)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.08
+    assert sign_flips(g.random(200) < 0.3, g.random(200) < 0.7, np.arange(200)) < 1e-6
+
+
+def test_comparing_a_model_with_itself_and_with_other_queries():
+    ranks = Ranks(np.array([1.0, 2, 1]), np.array([1.0, 1, 2]), np.arange(3))
+    found = compare(ranks, ranks, (1, 5), 50)
+    assert all(value == 0 for side in found["difference"].values() for value in side.values())
+    assert all(ends == [0, 0] for side in found["interval"].values() for ends in side.values())
+    assert found["test"]["t2v"] == {"metric": "R@1", "p": 1.0, "better": 0, "worse": 0, "name": "McNemar, exact"}
+    with pytest.raises(DataError, match="other queries"):
+        compare(ranks, Ranks(ranks.t2v, ranks.v2t, np.array([0, 1, 1])))
