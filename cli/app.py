@@ -20,6 +20,7 @@ from xmafast.cli.importing import import_official
 from xmafast.cli.merge import merge
 from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
+from xmafast.cli.report import report
 from xmafast.cli.search import search
 from xmafast.cli.train import train
 from xmafast.cli.verify import verify
@@ -37,6 +38,7 @@ for name, command in (
     ("train", train),
     ("eval", evaluate),
     ("compare", compare),
+    ("report", report),
     ("search", search),
     ("methods", methods),
     ("datasets", datasets),

@@ -31,7 +31,7 @@ def compare(
     from xmafast.evaluation import summary
 
     topk = sorted(set(topk))
-    records = records_of([first, second], cache, workspace)
+    records, _ = records_of([first, second], cache, workspace)
     one, two = (record.ranks() for record in records)
     found = difference_of(one, two, topk, bootstrap)
     rows = [
@@ -54,14 +54,15 @@ def compare(
         )
 
 
-def records_of(runs: list[Path], cache: Path | None, workspace: Path) -> list[Any]:
-    """The records of runs on one cache, evaluated where they were not. Raises RunError where the queries are not the same."""
+def records_of(runs: list[Path], cache: Path | None, workspace: Path) -> tuple[list[Any], Any]:
+    """(the records of runs, evaluated where they were not; the cache of the first). Raises RunError where the queries are not the same."""
     from xmafast.cli.evaluate import evaluation_cache
     from xmafast.errors import RunError
     from xmafast.records import recorded
     from xmafast.retriever import adapter_folder
 
     records: list[Any] = []
+    where: Any = None
     for named in runs:
         run = run_folder(named, workspace)
         adapter_folder(run)
@@ -71,4 +72,5 @@ def records_of(runs: list[Path], cache: Path | None, workspace: Path) -> list[An
         if records and record.queries != records[0].queries:
             raise RunError(f"{run} and {records[0].run} were evaluated on other videos or captions; name one cache for both with --cache.")
         records.append(record)
-    return records
+        where = where or split
+    return records, where

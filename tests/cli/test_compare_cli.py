@@ -150,3 +150,17 @@ def test_rerank_of_a_matrix_takes_cosines_or_logits(call, tmp_path):
     assert results["logits"]["t2v"] == results["cosines"]["t2v"]
     assert results["logits"]["rerank"]["is"]["temperature"] == 1
     assert set(results["logits"]["interval"]["v2t"]) == {"R@1", "R@5", "R@10", "MdR", "MnR"}
+
+
+def test_a_report_is_one_page_about_several_runs(call, workspace, tmp_path):
+    code, out, err = call("report", "a", "b", "--out", tmp_path / "pages" / "two.html", "--bootstrap", "20", "--worst", "2", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    page = (tmp_path / "pages" / "two.html").read_text(encoding="utf-8")
+    assert len(page.encode()) == result["bytes"]
+    assert page.startswith("<!doctype html>")
+    assert "Training loss" in page
+    code, out, _ = call("report", "--bootstrap", "0", "--worst", "0")
+    assert code == 0
+    assert (workspace / "report.html").is_file()
+    assert "report.html" in out
