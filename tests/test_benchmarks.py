@@ -59,3 +59,16 @@ def test_every_row_of_the_cache_benchmark_runs_and_gives_the_caches_frames(tmp_p
         assert row["videos_per_s"] > 0
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
     assert len({row["case"] for row in rows if row["section"] == "build"}) == 2
+
+
+@pytest.mark.slow
+def test_every_row_of_the_metrics_benchmark_runs_and_agrees(tmp_path):
+    out = tmp_path / "quick.json"
+    command = [sys.executable, ROOT / "benchmarks" / "metrics.py", "--quick", "--out", out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(out.read_text())
+    assert {row["form"] for row in result["rows"]} >= {"xmafast, from embeddings", "xmafast, from a matrix", "xmafast, mAP and nDCG"}
+    for row in result["rows"]:
+        assert row["checked"]
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]

@@ -81,7 +81,7 @@ def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, 
     captioned, place = video_of.unique(return_inverse=True)
     each = None
     if len(captioned) < len(video_of):
-        each = _caption_counts(scores_of(retriever, text, frames, mask), video_of)
+        each = caption_counts(scores_of(retriever, text, frames, mask), video_of)
     return _ranks(t2v, (v2t[0][captioned], v2t[1][captioned]), place, each)
 
 
@@ -196,7 +196,7 @@ class ByVideo:
         return self.scores.errors
 
 
-def _caption_counts(scores: Scores, video_of: Tensor) -> Counts:
+def caption_counts(scores: Scores, video_of: Tensor) -> Counts:
     """Every caption among all captions, with its own video as the query, in O(N) memory beside a tile."""
     order = video_of.argsort(stable=True)  # the captions of one video share the columns of a tile
     videos = video_of[order]

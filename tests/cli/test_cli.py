@@ -37,7 +37,7 @@ def test_cache_train_eval_search_work_one_after_another(call, demo_workspace):
     result = json.loads(out)
     assert set(result["t2v"]) == set(result["v2t"]) == {"R@1", "R@5", "R@10", "MdR", "MnR"}
     assert (result["queries"], result["candidates"]) == (12, 12)
-    assert set(result["zero_shot"]) == {"t2v", "v2t"}
+    assert set(result["zero_shot"]) == {"t2v", "v2t", "R-sum"}
     assert "runs/demo-cross-modal-" in err
     for impl in ("eager", "triton"):
         assert json.loads(call("eval", "--impl", impl, "--json")[1])["t2v"].items() >= {k: result["t2v"][k] for k in ("R@1", "MdR")}.items()

@@ -202,3 +202,39 @@ def test_comparing_a_model_with_itself_and_with_other_queries():
     assert found["test"]["t2v"] == {"metric": "R@1", "p": 1.0, "better": 0, "worse": 0, "name": "McNemar, exact"}
     with pytest.raises(DataError, match="other queries"):
         compare(ranks, Ranks(ranks.t2v, ranks.v2t, np.array([0, 1, 1])))
+
+
+def pairs_without_ties(seed=0, videos=30, captions=1):
+    g = torch.Generator().manual_seed(seed)
+    video = torch.nn.functional.normalize(torch.randn(videos, 16, generator=g, dtype=torch.float64), dim=-1)
+    own = torch.arange(videos * captions) % videos
+    text = video[own] + 0.4 * torch.randn(videos * captions, 16, generator=g, dtype=torch.float64)
+    return torch.nn.functional.normalize(text, dim=-1), video, own
+
+
+def test_one_positive_gives_open_clips_numbers():
+    train = pytest.importorskip("open_clip_train.train", reason="open_clip's own metric is not installed")
+    text, video, _ = pairs_without_ties()
+    theirs, found = train.get_clip_metrics(video, text, torch.tensor(1.0)), rank_matrix((text @ video.T).numpy()).metrics()
+    for side, name in (("t2v", "text_to_image"), ("v2t", "image_to_text")):
+        for k in (1, 5, 10):
+            assert found[side][f"R@{k}"] == pytest.approx(100 * theirs[f"{name}_R@{k}"])
+        assert found[side]["MnR"] == pytest.approx(theirs[f"{name}_mean_rank"])
+        assert math.floor(found[side]["MdR"]) == theirs[f"{name}_median_rank"], "open_clip rounds a median between two ranks down"
+
+
+@pytest.mark.parametrize("captions", [1, 4])
+def test_recall_precision_and_gain_are_torchmetrics(captions):
+    retrieval = pytest.importorskip("torchmetrics.retrieval", reason="torchmetrics (the bench extra) is not installed")
+    text, video, own = pairs_without_ties(captions=captions)
+    ranks = rank_matrix((text @ video.T).numpy(), own.numpy())
+
+    def theirs(kind, scores, positive):
+        return 100 * float(kind(scores.flatten(), positive.flatten(), indexes=torch.arange(len(scores)).repeat_interleave(scores.shape[1])))
+
+    positive = own[:, None] == torch.arange(len(video))
+    for k in (1, 5):
+        assert ranks.metrics((k,))["t2v"][f"R@{k}"] == pytest.approx(theirs(retrieval.RetrievalRecall(top_k=k), text @ video.T, positive))
+    if captions > 1:
+        for name, kind in (("mAP", retrieval.RetrievalMAP()), ("nDCG", retrieval.RetrievalNormalizedDCG())):
+            assert ranks.metrics()["v2t"][name] == pytest.approx(theirs(kind, video @ text.T, positive.T), rel=1e-5)
