@@ -132,13 +132,15 @@ def assess(
     settings: Settings | None = None,
     bank: FrameReader | None = None,
     bank_videos: int = BANK,
+    keep: int = FOUND,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Assessed:
     """Evaluate a retriever on a cache, and keep what each query found.
 
     rerank_by: names of ``xmafast.rerank.METHODS``. bank: the training set's cache, of which ``bank_videos`` videos are taken with all
-    their captions. Raises CacheError where nothing can be evaluated; UsageError for re-ranking that is unknown or lacks its bank.
+    their captions. keep: how many of the best candidates of each query; 0 saves the search for them.
+    Raises CacheError where nothing can be evaluated; UsageError for re-ranking that is unknown or lacks its bank.
     """
     check(list(rerank_by))
     settings = settings or Settings()
@@ -151,7 +153,8 @@ def assess(
         queries = _bank(retriever, e, bank, bank_videos, progress) if bank is not None and NEED_BANK & {*rerank_by} else None
         for name in rerank_by:
             reranked[name] = rerank(name, pairs, e.video_of, settings, queries), described(name, settings, queries)
-    found = found_by(retriever, e.text, e.frames, e.mask, FOUND)
+    none = np.zeros((len(e.captions), 0), np.int64), np.zeros((len(e.rows), 0), np.int64)
+    found = found_by(retriever, e.text, e.frames, e.mask, keep) if keep else none
     return Assessed(ranks, reranked, [cache.ids[row] for row in e.rows], e.captions, e.rows, *found)
 
 
@@ -185,7 +188,7 @@ def evaluate(
     """
     cache = cache if isinstance(cache, FrameReader) else FrameCache(cache)
     bank = bank if bank is None or isinstance(bank, FrameReader) else FrameCache(bank)
-    assessed = assess(retriever, cache, rerank_by=rerank_by, settings=settings, bank=bank, store=store, progress=progress)
+    assessed = assess(retriever, cache, rerank_by=rerank_by, settings=settings, bank=bank, keep=0, store=store, progress=progress)
     return {**assessed.result(topk, bootstrap_samples), **counts(assessed.ranks, cache), "protocol": protocol(retriever, cache)}
 
 

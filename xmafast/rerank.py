@@ -47,7 +47,10 @@ class Cosines:
     """The float64 scores of texts (N, D) and videos (M, F, D) under a retriever's header, formed a part at a time."""
 
     def __init__(self, retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor) -> None:
+        if text.device.type == "mps":  # which has no float64
+            text, frames, mask = text.cpu(), frames.cpu(), mask.cpu()
         self.text, self.frames, self.mask, self.temperature = text.double(), frames, mask, retriever.temperature
+        self.device = text.device
         self.shape = len(text), len(frames)
         self.video: Tensor | None = None
         if retriever.pooling == "mean":
@@ -73,7 +76,7 @@ class Matrix:
     """The same of an (N, M) array of scores that is there."""
 
     def __init__(self, scores: Tensor) -> None:
-        self.scores, self.shape = scores, (int(scores.shape[0]), int(scores.shape[1]))
+        self.scores, self.shape, self.device = scores, (int(scores.shape[0]), int(scores.shape[1])), scores.device
 
     def rows(self, texts: slice) -> Tensor:
         return self.scores[texts]
@@ -223,7 +226,7 @@ def rerank(name: str, pairs: Pairs, video_of: Tensor, settings: Settings | None 
     return rank_scores(
         lambda texts: _settled(to_videos(pairs.rows(texts))),
         lambda videos: _settled(to_texts(pairs.columns(videos).T)).T,
-        video_of,
+        video_of.to(pairs.device),
         pairs.shape[1],
     )
 
