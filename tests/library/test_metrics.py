@@ -9,8 +9,9 @@ import torch
 
 from xmafast.comparison import compare
 from xmafast.errors import DataError
+from xmafast.kernels.ranking.scores import InnerProducts
 from xmafast.metrics import intervals, precision_and_gain, sign_flips
-from xmafast.ranks import Ranks, rank_both, rank_matrix
+from xmafast.ranks import Ranks, caption_counts, rank_both, rank_matrix
 from xmafast.retriever import Retriever
 
 PROBLEMS, PARTS = 2000, 8
@@ -131,6 +132,19 @@ def test_metrics_of_embeddings_are_those_of_the_definition(demo_backbone, seed, 
     same(ranks.metrics((1, 5)), truth)
 
 
+def test_captions_that_float32_cannot_tell_apart_are_told_apart():
+    text = torch.zeros(40, 8)
+    text[:, 0], text[:, 1] = 1, 2.0**-12 * torch.arange(40)
+    video = torch.zeros(2, 8)
+    video[:, 0], video[:, 1] = 1, 2.0**-20  # scores are 1 + i 2^-32
+    video_of = torch.arange(40) % 2
+    greater, ties, query = caption_counts(InnerProducts(text, video), video_of)
+    order = video_of.argsort(stable=True)
+    assert greater.tolist() == (39 - order).tolist()
+    assert ties.tolist() == [0] * 40
+    assert query.tolist() == [0] * 20 + [1] * 20
+
+
 def test_average_precision_and_gain_by_hand():
     precision, gain = precision_and_gain(np.array([0, 2, 1]), np.zeros(3, int), np.array([0, 0, 1]), 4)
     assert precision == pytest.approx([(1 / 1 + 2 / 3) / 2, 1 / 2])
@@ -161,10 +175,11 @@ def test_intervals_of_every_metric_hold_the_estimate(demo_backbone):
         assert low <= value <= high
 
 
-def test_a_median_of_drawn_queries_is_the_median_of_their_ranks():
+@pytest.mark.parametrize("queries", [21, 6])
+def test_a_median_of_drawn_queries_is_the_median_of_their_ranks(queries):
     g = np.random.default_rng(2)
-    ranks = Ranks(g.integers(1, 50, 21) / 1.0, np.ones(21))
-    draws = np.random.default_rng(0).integers(0, 21, (100, 21))
+    ranks = Ranks(g.integers(1, 50, queries) / 1.0, np.ones(queries))
+    draws = np.random.default_rng(0).integers(0, queries, (100, queries))
     truth = np.percentile(np.median(ranks.t2v[draws], axis=1), [2.5, 97.5])
     assert intervals(ranks.sides([1]), 100)["t2v"]["MdR"] == pytest.approx(list(truth))
 

@@ -93,6 +93,17 @@ def test_nan_ranks_last_and_spoils_nothing_else(name):
     assert found.v2t[[0, 2, 3]].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_that_differ_by_rounding_alone_tie(name):
+    s = torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.2, 0.3], [0.3, 0.1, 0.8]], dtype=torch.float64)
+    s[0, 1] *= 1 + 4e-16
+    bank = Bank(Matrix(torch.full((2, 3), 0.5, dtype=torch.float64)), Matrix(torch.full((3, 2), 0.5, dtype=torch.float64)))
+    s[1:, 1] = s[1:, 0]  # but for its last bits in the first row, video 1 is a copy of video 0
+    assert rerank(name, Matrix(s), torch.arange(3), HOW, bank).t2v[0] == 1.5
+    s[0, 1] = 0.9 + 1e-6
+    assert rerank(name, Matrix(s), torch.arange(3), HOW, bank).t2v[0] == 2
+
+
 def test_dual_softmax_takes_a_hub_down():
     s = np.array([[0.5, 0.6], [0.2, 0.7]])  # video 1 is everybody's best
     assert rank_matrix(s).t2v.tolist() == [2, 1]
