@@ -145,6 +145,16 @@ def test_captions_that_float32_cannot_tell_apart_are_told_apart():
     assert query.tolist() == [0] * 20 + [1] * 20
 
 
+def test_captions_closer_than_a_float32_products_error_are_in_float64s_order():
+    g = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 512, generator=g) + 1e-6 * torch.randn(200, 512, generator=g)
+    video, video_of = torch.randn(4, 512, generator=g), torch.arange(200) % 4
+    greater, ties, _ = caption_counts(InnerProducts(text, video), video_of)
+    scores, order = text.double() @ video.double().T, video_of.argsort(stable=True)
+    truth = [int((scores[:, video_of[i]] > scores[i, video_of[i]]).sum()) for i in order]
+    assert (greater.tolist(), ties.sum()) == (truth, 0)
+
+
 def test_average_precision_and_gain_by_hand():
     precision, gain = precision_and_gain(np.array([0, 2, 1]), np.zeros(3, int), np.array([0, 0, 1]), 4)
     assert precision == pytest.approx([(1 / 1 + 2 / 3) / 2, 1 / 2])
