@@ -30,6 +30,9 @@ def evaluate(
     settings: Annotated[
         list[str], typer.Option("--set", help=f"An option of re-ranking, as --set temperature=0.02: {', '.join(OPTIONS)}.")
     ] = [],  # noqa: B006
+    stream: Annotated[
+        Path | None, typer.Option(help="Features of another stream of the videos, for a run that reads one (default: its training's).")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resample the videos N times for 95 % intervals.")] = 0,
     patch: PATCH = 1.0,
     impl: IMPL = Impl.auto,
@@ -60,7 +63,8 @@ def evaluate(
     else:
         if backbone or pretrained:
             raise UsageError("--backbone and --pretrained go with --zero-shot; a run brings its own backbone.")
-        result, title = run_metrics(run_folder(run, workspace), cache, workspace, topk, bootstrap, impl.value, patch, names, how, bank)
+        named = run_folder(run, workspace)
+        result, title = run_metrics(named, cache, workspace, topk, bootstrap, impl.value, patch, names, how, bank, stream)
         rows = [("zero-shot", result["zero_shot"]), ("adapted", result)]
     if json:
         print_json(result)
@@ -200,6 +204,7 @@ def run_metrics(
     rerank: list[str],
     how: dict[str, Any],
     bank_videos: int,
+    stream: Path | None = None,
 ) -> tuple[dict[str, Any], str]:
     """A run's metrics, with the frozen model's under the same header as ``zero_shot``."""
     from xmafast.records import evaluate_run, record_path
@@ -217,6 +222,7 @@ def run_metrics(
         settings=Settings(**how),
         bank=bank_cache(cache, rerank),
         bank_videos=bank_videos,
+        stream=stream,
         announce=lambda retriever: announce(cache, retriever, run),
         bars=lambda label: bar(label, "videos"),
     )

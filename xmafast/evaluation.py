@@ -218,6 +218,7 @@ def protocol(retriever: Retriever, cache: FrameReader) -> dict[str, Any]:
         "pretrained": retriever.backbone.pretrained,
         **({} if retriever.second is None else {"second": retriever.second.name, "second_pretrained": retriever.second.pretrained}),
         "header": retriever.header,
+        **({"routed_to": retriever.dataset or "the mean of all"} if retriever.datasets else {}),
         "patch": retriever.patch,
         "temperature": retriever.temperature,
         "v2t": "the best of a video's captions",

@@ -19,8 +19,9 @@ import numpy as np
 
 from xmafast import __version__
 from xmafast.cache import FrameReader
+from xmafast.cache.stream import StreamFile
 from xmafast.embeddings import Progress
-from xmafast.errors import RunError
+from xmafast.errors import CacheError, RunError, UsageError
 from xmafast.evaluation import BANK, Assessed, assess, counts, protocol
 from xmafast.files import write_atomically
 from xmafast.ranks import Ranks
@@ -74,16 +75,22 @@ def evaluate_run(
     bank: FrameReader | None = None,
     bank_videos: int = BANK,
     announce: Callable[[Retriever], None] | None = None,
+    stream: str | Path | None = None,
     bars: Bars = no_bar,
 ) -> tuple[Record, Assessed, Assessed]:
     """Evaluate a run and its frozen model under the run's header, and write the record into the run's folder.
 
+    stream: the file of another stream's features, for a run that reads one; None takes the one that it was trained with.
     bars: for each of the two models, a context that gives the progress's callback. Returns the record, and what was assessed, frozen and
     adapted. Other arguments as in ``xmafast.evaluation.assess``; raises what it raises, and RunError.
     """
     run = Path(run)
     retriever = load(run).to(best_device())
     retriever.impl, retriever.patch = impl, patch
+    retriever.take_dataset(str(cache.attributes.get("dataset")))
+    retriever.stream = stream_of(run, stream)
+    if stream is not None and not retriever.reads_stream:
+        raise UsageError(f"{run} reads no other stream of the videos, so --stream goes with another run.")
     if announce:
         announce(retriever)
     frozen = Retriever(retriever.backbone, None, retriever.pooling, words=retriever.words, temperature=retriever.temperature, impl=impl)
@@ -104,7 +111,7 @@ def evaluate_run(
     data: dict[str, Any] = {
         "form": FORM,
         "xmafast_version": __version__,
-        "key": key_of(run, cache, patch),
+        "key": key_of(run, cache, patch, retriever.stream),
         "run": str(run),
         "cache": str(cache.path.resolve()),
         "split": cache.attributes.get("split"),
@@ -115,6 +122,7 @@ def evaluate_run(
             "plugs": retriever.config().get("plugs"),
             **retriever.config().get("options", {}),
             "patch": patch,
+            **({"stream": str(retriever.stream.path)} if retriever.stream is not None else {}),
             "impl": impl,
             "rerank": list(rerank_by),
             **(asdict(settings or Settings()) | {"bank_videos": bank_videos} if rerank_by else {}),
@@ -141,7 +149,7 @@ def recorded(run: str | Path, cache: FrameReader, *, bars: Bars = no_bar) -> Rec
     """The record of a run on a cache: the one in its folder where the adapter and the cache have not changed since, or a new one."""
     run = Path(run)
     data = _read(record_path(run, cache))
-    if data.get("form") == FORM and data.get("key") == key_of(run, cache):
+    if data.get("form") == FORM and data.get("key") == key_of(run, cache, stream=stream_of(run)):
         return Record(run, data)
     return evaluate_run(run, cache, bars=bars)[0]
 
@@ -150,14 +158,24 @@ def record_path(run: Path, cache: FrameReader) -> Path:
     """``RUN/eval-test.json``; of another cache than the run's own ``RUN/eval-msrvtt-test.json``."""
     own = _read(run / "config.json").get("cache")
     folder = cache.path.parent.resolve()
-    name = cache.path.stem if own and Path(own).resolve() in (folder, cache.path.resolve()) else cache.label.replace("/", "-")
+    alone = isinstance(own, str) and Path(own).resolve() in (folder, cache.path.resolve())
+    name = cache.path.stem if alone else cache.label.replace("/", "-")
     return run / f"eval-{name}.json"
 
 
-def key_of(run: Path, cache: FrameReader, patch: float = 1.0) -> str:
-    """Everything that the ranks depend on, as a short hash: the adapter, the cache, and how much of the adapter acts."""
+def stream_of(run: Path, named: str | Path | None = None) -> StreamFile | None:
+    """The features of another stream that was named, or those that the run was trained with; None where it reads none."""
+    path = named or _read(run / "config.json").get("stream")
+    try:
+        return None if path is None else StreamFile(path)
+    except CacheError as error:
+        raise CacheError(f"{error} {run} reads another stream of the videos; name the file of its features with --stream.") from error
+
+
+def key_of(run: Path, cache: FrameReader, patch: float = 1.0, stream: StreamFile | None = None) -> str:
+    """Everything that the ranks depend on, as a short hash: the adapter, the cache, another stream, and how much of the adapter acts."""
     folder = adapter_folder(run)
-    digest = hashlib.sha256(f"{FORM} {patch}".encode())
+    digest = hashlib.sha256(f"{FORM} {patch} {stream.fingerprint if stream else ''}".encode())
     for name in (WEIGHTS, CONFIG):
         try:
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())

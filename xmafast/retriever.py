@@ -168,6 +168,10 @@ class Retriever(nn.Module):
             self.method.route_to(name)
         self._dataset = name
 
+    def take_dataset(self, name: str) -> None:
+        """Let what was trained for that data set act, or the mean of all where it is another one."""
+        self.dataset = name if name in self.datasets else None
+
     @torch.no_grad()
     def collapsed(self) -> Retriever:
         """A retriever like this one, whose routed updates are the plain ones of ``dataset``, on the same backbone.

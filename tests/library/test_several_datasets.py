@@ -10,8 +10,9 @@ from support import demo_split
 
 from xmafast import load, train, write_stream
 from xmafast.cache import FrameCache, build_cache
-from xmafast.errors import UsageError
+from xmafast.errors import CacheError, UsageError
 from xmafast.evaluation import rank_cache
+from xmafast.records import evaluate_run, recorded
 from xmafast.training import training_split
 from xmafast.training.data import Plan
 
@@ -84,3 +85,20 @@ def test_a_stream_that_nothing_reads_and_a_missing_one_are_refused(caches, tmp_p
     stream = write_stream(tmp_path / "speech.h5", features) if features else None
     with pytest.raises(UsageError, match=reason):
         train(caches[0], tmp_path / "run", method=method, stream=stream, **FAST)
+
+
+def test_an_evaluation_takes_the_routing_of_its_data_set_and_the_stream_of_the_training(caches, tmp_path):
+    cache = FrameCache(caches[1] / "train.h5")
+    train(caches, tmp_path / "routed", method="routed", skills=2, heads=2, **FAST | {"epochs": 1})
+    record = evaluate_run(tmp_path / "routed", cache)[0]
+    assert record.data["protocol"]["routed_to"] == "second"
+    cache.attributes["dataset"] = "a third"
+    assert evaluate_run(tmp_path / "routed", cache)[0].data["protocol"]["routed_to"] == "the mean of all"
+    stream = write_stream(tmp_path / "speech.h5", {name: np.ones((1, 8)) for name in cache.ids})
+    train(caches[1], tmp_path / "run", method="stream", bottleneck=8, blocks=1, stream=stream, **FAST | {"epochs": 1})
+    record = evaluate_run(tmp_path / "run", cache)[0]
+    assert record.data["options"]["stream"] == str(stream)
+    assert recorded(tmp_path / "run", cache).data["key"] == record.data["key"]
+    stream.unlink()
+    with pytest.raises(CacheError, match="--stream"):
+        evaluate_run(tmp_path / "run", cache)
