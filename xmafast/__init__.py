@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xmafast.cache.stream import StreamFile, write_stream
     from xmafast.data import FrameDataset
     from xmafast.evaluation import evaluate
+    from xmafast.index import Index
     from xmafast.methods import METHODS
     from xmafast.official import import_official
     from xmafast.retriever import Retriever, load
@@ -27,6 +28,7 @@ _HOME = {
     "FeatureCache": "cache",
     "FrameCache": "cache",
     "FrameDataset": "data",
+    "Index": "index",
     "Retriever": "retriever",
     "StreamFile": "cache.stream",
     "build_cache": "cache",
@@ -46,6 +48,7 @@ __all__ = [
     "FeatureCache",
     "FrameCache",
     "FrameDataset",
+    "Index",
     "METHODS",
     "Retriever",
     "StreamFile",
