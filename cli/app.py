@@ -17,6 +17,7 @@ from xmafast.cli.demo import demo
 from xmafast.cli.doctor import doctor
 from xmafast.cli.evaluate import evaluate
 from xmafast.cli.importing import import_official
+from xmafast.cli.index import index
 from xmafast.cli.merge import merge
 from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
@@ -39,6 +40,7 @@ for name, command in (
     ("eval", evaluate),
     ("compare", compare),
     ("report", report),
+    ("index", index),
     ("search", search),
     ("methods", methods),
     ("datasets", datasets),

@@ -1,4 +1,4 @@
-"""Searching the videos of a cache by text, and a page that shows what was found."""
+"""Searching the videos of a cache by text, and a page that shows what was found, there or in a library (``xmafast.index``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ class Hit:
     source: Path
     weights: tuple[float, ...]
     frames: np.ndarray  # (n, H, W, 3) uint8, the real frames
+
+    def pictures(self) -> list[bytes]:
+        """A JPEG of each frame."""
+        found = []
+        for frame in self.frames:
+            jpeg = io.BytesIO()
+            Image.fromarray(frame).save(jpeg, "JPEG", quality=88)
+            found.append(jpeg.getvalue())
+        return found
 
     def record(self) -> dict[str, Any]:
         return {
@@ -104,6 +113,26 @@ def _hit(rank: int, score: float, cache: FrameReader, row: int, text: Tensor, fr
     )
 
 
+class Shown(Protocol):
+    """What a page shows of a hit: a ``Hit``, or an ``xmafast.index.Found``."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def best_time(self) -> float: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def captions(self) -> tuple[str, ...]: ...
+    @property
+    def weights(self) -> tuple[float, ...]: ...
+    def pictures(self) -> list[bytes]: ...
+
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #d0d4da; --soft: #5b6470; --mark: #0b6bcb; --card: #f6f7f9; }
 @media (prefers-color-scheme: dark) { :root { --line: #3a4048; --soft: #a3adb8; --mark: #6db3ff; --card: #1c1f24; } }
@@ -119,7 +148,7 @@ figure { margin: 0; } img { width: 100%; border-radius: 6px; display: block; bor
 """
 
 
-def html_page(query: str, hits: Sequence[Hit], about: str) -> str:
+def html_page(query: str, hits: Sequence[Shown], about: str) -> str:
     """One self-contained page: each hit with its captions, score and frames; the frame that counts most is marked."""
     items = "\n".join(_item(hit) for hit in hits)
     title = html.escape(query)
@@ -131,21 +160,20 @@ def html_page(query: str, hits: Sequence[Hit], about: str) -> str:
     )
 
 
-def _item(hit: Hit) -> str:
+def _item(hit: Shown) -> str:
     best = max(range(len(hit.weights)), key=hit.weights.__getitem__)
     figures = []
-    for i, frame in enumerate(hit.frames):
-        jpeg = io.BytesIO()
-        Image.fromarray(frame).save(jpeg, "JPEG", quality=88)
-        source = base64.b64encode(jpeg.getvalue()).decode("ascii")
+    for i, jpeg in enumerate(hit.pictures()):
+        source = base64.b64encode(jpeg).decode("ascii")
         share = f"{hit.weights[i]:.0%}"
         figures.append(
             f'<figure{" class=best" if i == best else ""}><img src="data:image/jpeg;base64,{source}" '
             f'alt="frame {i + 1}, weight {share}" loading="lazy"><figcaption>{share}</figcaption></figure>'
         )
     name = hit.captions[0] if hit.captions else hit.id
+    split = f" · {html.escape(hit.split)}" if hit.split else ""
     return (
         f"<li><h2>{hit.rank}. {html.escape(name)}</h2>"
-        f'<p class="soft">score {hit.score:.3f} · best at {hit.best_time:.1f} s · {html.escape(hit.split)} · {html.escape(hit.id)}</p>'
+        f'<p class="soft">score {hit.score:.3f} · best at {hit.best_time:.1f} s{split} · {html.escape(hit.id)}</p>'
         f'<div class="frames">{"".join(figures)}</div></li>'
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xmafast.errors import CacheError, DataError, UsageError
-from xmafast.index.sources import CacheSource, FolderSource, Progress, Source, holds_cache, same_place
+from xmafast.errors import CacheError, UsageError
+from xmafast.index.sources import CacheSource, FolderSource, Progress, Source, holds_cache, media, same_place
 from xmafast.index.store import CATALOG, Snapshot, is_library, revision
 from xmafast.index.update import Updated, update
 from xmafast.retriever import Retriever
@@ -52,9 +52,7 @@ def build(
             raise CacheError(f"There is no cache {root}; name one, or bring it back. Nothing was changed.")
         found = CacheSource(root)
     else:
-        if not root.is_dir():
-            state = "is a file, not a folder" if root.is_file() else "does not exist"
-            raise DataError(f"{root} {state}; name a folder of videos and images, or a cache. Nothing was changed.")
+        media(root)
         known = dict(old.meta) if old is not None else {}
         first = retriever.backbone.image_size if retriever is not None else 224
         settings = {

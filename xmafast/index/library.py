@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from xmafast.embeddings import embed_texts
-from xmafast.errors import CacheError, DataError, UsageError, unknown
+from xmafast.errors import DataError, UsageError, unknown
 from xmafast.index.models import Models
 from xmafast.index.scoring import (
     BestFrame,
@@ -249,7 +249,7 @@ class Index:
         """The items most like a clip, given as its frames (n, H, W, 3) uint8: cosine between the mean header's vectors."""
         chosen = self._adapter(adapter)
         vectors = self._seen(frames, chosen)
-        mean = pool(vectors[None], torch.ones(1, len(vectors), dtype=torch.bool))[0]
+        mean = pool(vectors[None], torch.ones(1, len(vectors), dtype=torch.bool))[0] * vectors.norm(dim=1).mean()
         return self.search_vector(mean, topk=topk, adapter=chosen.name, filters=filters, header="mean")
 
     def read(self, path: str | Path, *, time_limit: float = 60.0) -> np.ndarray:
@@ -297,13 +297,12 @@ class Index:
             else:
                 best, order = self._by_mean(normalize(vector, dim=0), stored, items, real, topk, whole=filters.start is filters.end is None)
             rows, kept = items[order], real[order]
-            inner = stored.inner(vector, rows) if len(rows) else torch.zeros(0, stored.most)
-            if header != "text-conditioned":  # what these compare are directions
-                by_length = inner / stored.lengths_of(rows)
-                shares, peaks = frame_shares(inner, kept, temperature), by_length.masked_fill(~kept, -torch.inf).argmax(1)
-            else:
-                shares = frame_shares(inner, kept, temperature)
-                peaks = shares.argmax(1)
+            inner = stored.inner(vector, rows)
+            if header != "text-conditioned":  # what these compare are directions: the frames' lengths are made equal
+                lengths = stored.lengths_of(rows)
+                inner = inner / lengths * ((lengths * kept).sum(1) / kept.sum(1))[:, None]
+            shares = frame_shares(inner, kept, temperature)
+            peaks = inner.masked_fill(~kept, -torch.inf).argmax(1)
         found = zip(best.tolist(), rows.tolist(), shares.tolist(), peaks.tolist(), strict=True)
         return [self._hit(rank, score, row, weights, peak) for rank, (score, row, weights, peak) in enumerate(found, 1)]
 
@@ -429,6 +428,3 @@ def _pieces(parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
     """Each piece with the place at which it begins."""
     starts = np.cumsum([0, *(len(part) for part in parts)])
     return list(zip(starts.tolist(), parts, strict=False))
-
-
-__all__ = ["CacheError", "Filters", "Found", "Index"]

@@ -59,6 +59,16 @@ class Source(Protocol):
         """The frames of each, or why it has none, in no fixed order. work: a folder that may be filled, and is taken away later."""
 
 
+def media(root: Path) -> list[Path]:
+    """The videos and images below a folder. Raises DataError where there is no such folder, or nothing in it."""
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.is_file() else "does not exist"
+        raise DataError(f"{root} {state}; name a folder of videos and images, or a cache. Nothing was changed.")
+    if not (found := find_files(root)):
+        raise DataError(f"{root} holds no videos and no images; name a folder that does. Nothing was changed.")
+    return found
+
+
 @dataclass
 class FolderSource:
     """Every video and image below a folder, decoded by the frame cache's own workers."""
@@ -71,10 +81,8 @@ class FolderSource:
     kind: str = "folder"
 
     def scan(self) -> tuple[list[Entry], dict[str, str]]:
-        if not self.root.is_dir():
-            raise DataError(f"There is no folder {self.root}; name one that holds videos or images. Nothing was changed.")
         entries, odd = [], {}
-        for path in find_files(self.root):
+        for path in media(self.root):
             name = path.relative_to(self.root).as_posix()
             try:
                 own_file(path, self.root, self.root)
@@ -87,8 +95,6 @@ class FolderSource:
                 odd[brief(name)] = f"it cannot be read ({error.strerror})"
                 continue
             entries.append(Entry(name, name, about.st_size, about.st_mtime_ns))
-        if not entries and not odd:
-            raise DataError(f"{self.root} holds no videos and no images; name a folder that does. Nothing was changed.")
         return sorted(entries, key=lambda entry: entry.id), odd
 
     def digest(self, entry: Entry) -> str:
