@@ -68,9 +68,7 @@ def search(
     if in_library:
         assert run is not None
         if backbone is not None or pretrained is not None or patch != 1.0:
-            raise UsageError(
-                "--backbone, --pretrained and --patch are decided when a library is indexed: xmafast index lib.xma --backbone NAME"
-            )
+            raise UsageError("--backbone, --pretrained and --patch are decided by `xmafast index`; a library is searched with its own.")
         hits, total, model = _library(run, query, image, clip, adapter, topk, _filters(path, since, until, start, end))
     else:
         if given := [option for option, value in chosen.items() if value is not None]:
@@ -168,9 +166,8 @@ def _print_table(hits: list[Any], title: str) -> None:
 def _filters(path: str | None, since: str | None, until: str | None, start: str | None, end: str | None) -> Any:
     from xmafast.index import Filters
 
-    filters = Filters(
-        path, _moment("--since", since), _moment("--until", until, last=True), _seconds("--from", start), _seconds("--to", end)
-    )
+    moments = _moment("--since", since), _moment("--until", until, last=True)
+    filters = Filters(path, *moments, _seconds("--from", start), _seconds("--to", end))
     for names, low, high in (("--since and --until", filters.since, filters.until), ("--from and --to", filters.start, filters.end)):
         if low is not None and high is not None and low >= high:
             raise UsageError(f"{names} leave no time between them; exchange them.")

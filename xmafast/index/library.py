@@ -110,7 +110,7 @@ class Index:
         self._models = Models(self.path, self._device, self._given)
         self._stored: dict[str, _Embeddings] = {}
         self._row = {item.id: row for row, item in enumerate(snapshot.items)}
-        self._modified = np.array([item.mtime for item in snapshot.items]) / 1e9
+        self._modified = np.array([_seconds(item.mtime) for item in snapshot.items])
         counts = np.array([len(content.times) for content in snapshot.contents], dtype=np.int64)
         self._counts, most = counts, int(counts.max()) if len(counts) else 0
         self._times = np.zeros((len(counts), most), np.float32)
@@ -348,7 +348,7 @@ class Index:
             split=item.split,
             captions=item.captions,
             source=Path(self._snapshot.meta["root"]) / item.source,
-            modified=item.mtime / 1e9,
+            modified=_seconds(item.mtime),
             library=self,
         )
 
@@ -422,6 +422,11 @@ class _Embeddings(Stored):
     def lengths_of(self, items: Tensor) -> Tensor:
         """(m, F) norms of frames, not zero."""
         return torch.linalg.vector_norm(self.gathered(items), dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _seconds(nanoseconds: int) -> float:
+    """As ``os.stat_result.st_mtime`` has it, to the bit."""
+    return nanoseconds // 10**9 + 1e-9 * (nanoseconds % 10**9)
 
 
 def _pieces(parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:

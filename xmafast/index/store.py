@@ -44,8 +44,8 @@ _TABLES = (
     "adapters (name TEXT PRIMARY KEY, model TEXT NOT NULL, about TEXT NOT NULL)",
     "items (id TEXT PRIMARY KEY, source TEXT NOT NULL, split TEXT NOT NULL, captions TEXT NOT NULL, size INTEGER NOT NULL, "
     "mtime INTEGER NOT NULL, hash TEXT NOT NULL)",
-    "contents (hash TEXT PRIMARY KEY, times BLOB NOT NULL, thumb_at INTEGER NOT NULL, thumb_lengths BLOB NOT NULL, "
-    "thumb_crc INTEGER NOT NULL)",
+    "contents (hash TEXT PRIMARY KEY, times BLOB NOT NULL, thumb_at INTEGER NOT NULL, thumb_size INTEGER NOT NULL, "
+    "thumb_lengths BLOB NOT NULL, thumb_crc INTEGER NOT NULL)",
     "vectors (model TEXT NOT NULL, hash TEXT NOT NULL, frames_at INTEGER NOT NULL, pooled_at INTEGER NOT NULL, crc INTEGER NOT NULL, "
     "PRIMARY KEY (model, hash)) WITHOUT ROWID",
     "failures (id TEXT PRIMARY KEY, reason TEXT NOT NULL)",
@@ -80,10 +80,11 @@ class Content:
     thumb_crc: int
 
     def row(self) -> tuple[Any, ...]:
-        return np.array(self.times, "<f4").tobytes(), self.thumb_at, np.array(self.thumb_lengths, "<i4").tobytes(), self.thumb_crc
+        lengths = np.array(self.thumb_lengths, "<i4").tobytes()
+        return np.array(self.times, "<f4").tobytes(), self.thumb_at, sum(self.thumb_lengths), lengths, self.thumb_crc
 
     @staticmethod
-    def of(times: bytes, at: int, lengths: bytes, crc: int) -> Content:
+    def of(times: bytes, at: int, _: int, lengths: bytes, crc: int) -> Content:
         return Content(tuple(np.frombuffer(times, "<f4").tolist()), at, tuple(np.frombuffer(lengths, "<i4").tolist()), crc)
 
 
@@ -393,7 +394,7 @@ class Writer:
         whole = b"".join(thumbs)
         at = self._append(THUMBS, 1, whole)
         content = Content(tuple(float(t) for t in times), at, tuple(len(thumb) for thumb in thumbs), zlib.crc32(whole))
-        self._db.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", (digest, *content.row()))
+        self._db.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?)", (digest, *content.row()))
 
     def add_vectors(self, model: str, digest: str, frames: np.ndarray, pooled: np.ndarray) -> None:
         """Note a content's embeddings: frames (n, D) and pooled (D,), float16."""
@@ -444,7 +445,8 @@ class Writer:
             self._db.execute("BEGIN IMMEDIATE")
 
     def _write_files(self) -> None:
-        rows = [(name, file.file, file.width, file.rows) for name, file in self.files.items()]
+        known = _files(self._db)
+        rows = [(name, file.file, file.width, file.rows) for name, file in self.files.items() if known.get(name) != file]
         self._db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
     def publish(self, items: Iterable[Item], adapters: Mapping[str, Adapter], failures: Mapping[str, str], meta: Mapping[str, Any]) -> None:
@@ -457,8 +459,10 @@ class Writer:
             self.keep()  # the rows are on disk before they count
             run, each = self._db.execute, self._db.executemany
             try:
-                run("DELETE FROM items")
-                each("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (item.row() for item in items))
+                before, after = {row[0]: row for row in run("SELECT * FROM items")}, {item.id: item.row() for item in items}
+                each("DELETE FROM items WHERE id = ?", ((name,) for name in before.keys() - after.keys()))
+                new = (row for name, row in after.items() if before.get(name) != row)
+                each("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", new)
                 for adapter in adapters.values():
                     known = "SELECT 1 FROM vectors JOIN contents USING (hash) WHERE model = ? AND vectors.hash = items.hash"
                     lacking = run(f"SELECT id FROM items WHERE NOT EXISTS ({known}) LIMIT 1", (adapter.model,)).fetchone()
@@ -471,15 +475,15 @@ class Writer:
                 each("INSERT INTO failures VALUES (?, ?)", sorted(failures.items()))
                 run("DELETE FROM adapters")
                 each("INSERT INTO adapters VALUES (?, ?, ?)", ((a.name, a.model, json.dumps(a.about)) for a in adapters.values()))
-                new = {**meta, "revision": int(self.meta.get("revision", 0)) + 1}
+                now = {**meta, "revision": int(self.meta.get("revision", 0)) + 1}
                 run("DELETE FROM meta")
-                each("INSERT INTO meta VALUES (?, ?)", ((key, json.dumps(value)) for key, value in new.items()))
+                each("INSERT INTO meta VALUES (?, ?)", ((key, json.dumps(value)) for key, value in now.items()))
             except BaseException:
                 run("ROLLBACK")
                 run("BEGIN IMMEDIATE")
                 raise
             self.keep()
-            self.meta, self.adapters = new, dict(adapters)
+            self.meta, self.adapters = now, dict(adapters)
         self._drop_models(set(models))
         if self._wasted() > WASTE:
             self.compact()
@@ -501,12 +505,11 @@ class Writer:
 
     def _wasted(self) -> float:
         """The largest share of a file's rows that belong to no content."""
-        contents = self.contents()
-        frames = {digest: len(content.times) for digest, content in contents.items()}
-        live = {THUMBS: sum(sum(content.thumb_lengths) for content in contents.values())}
+        run = self._db.execute
+        live = {THUMBS: run("SELECT COALESCE(SUM(thumb_size), 0) FROM contents").fetchone()[0]}
         for model in {adapter.model for adapter in self.adapters.values()}:
-            found = self.vectors(model)
-            live |= {f"{model}-frames": sum(frames[digest] for digest in found), f"{model}-pooled": len(found)}
+            known = "SELECT COUNT(*), COALESCE(SUM(LENGTH(times)), 0) / 4 FROM vectors JOIN contents USING (hash) WHERE model = ?"
+            live[f"{model}-pooled"], live[f"{model}-frames"] = run(known, (model,)).fetchone()
         return max((1 - live.get(name, 0) / file.rows for name, file in self.files.items() if file.rows), default=0.0)
 
     def compact(self) -> None:

@@ -1,0 +1,112 @@
+"""A library whose update is killed at any moment opens with its previous content, and the update repeated gives what it would have given."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import indexing
+import numpy as np
+import pytest
+from support import demo_split
+from test_kills import in_child, server  # noqa: F401 - a fixture
+
+from xmafast.errors import CacheError
+from xmafast.index import Index
+
+
+def kill_at(server, tmp_path, choose):  # noqa: F811
+    assert in_child(server, indexing.before, tmp_path / "before") == 0
+    shutil.copytree(tmp_path / "before", tmp_path / "whole")
+    here, there = server.Pipe()
+    assert in_child(server, indexing.change_until, tmp_path / "whole", None, there) == 0
+    steps = here.recv()
+    old, new = indexing.content(tmp_path / "before" / "lib.xma"), indexing.content(tmp_path / "whole" / "lib.xma")
+    assert old != new
+    seen = []
+    for step in choose(steps):
+        folder = tmp_path / "killed"
+        shutil.copytree(tmp_path / "before", folder)
+        assert in_child(server, indexing.change_until, folder, step) == -signal.SIGKILL, step
+        found = indexing.content(folder / "lib.xma")
+        assert found in (old, new), f"killed at step {step} of {steps}"
+        seen.append(found == new)
+        assert not Index(folder / "lib.xma").damaged()
+        assert in_child(server, indexing.change_until, folder, None) == 0, f"killed at step {step} of {steps}"
+        assert indexing.content(folder / "lib.xma") == new
+        assert len(list((folder / "lib.xma").glob("*.rows"))) == 5  # thumbnails, and two of each adapter: nothing is left over
+        shutil.rmtree(folder)
+    assert seen == sorted(seen)  # the old content, up to one step, and the new one after it
+    assert not seen[0]
+    return steps
+
+
+def test_an_update_killed_at_some_steps_leaves_the_library_as_it_was(server, tmp_path):  # noqa: F811
+    kill_at(server, tmp_path, lambda steps: [2, steps // 4, steps // 2, 3 * steps // 4, steps - 1])
+
+
+@pytest.mark.slow
+def test_an_update_killed_at_any_step_leaves_the_library_as_it_was(server, tmp_path):  # noqa: F811
+    assert kill_at(server, tmp_path, lambda steps: range(1, steps + 1)) > 50
+
+
+def command(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "xmafast.cli", "index", "clips", "--backbone", "demo", "--frames", "2", "--workers", "1"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_command_killed_at_random_leaves_the_library_as_it_was(tmp_path):
+    (tmp_path / "clips").mkdir()
+    videos = [video.path for video in demo_split("train", 60).videos]
+    for video in videos[:10]:
+        shutil.copy(video, tmp_path / "clips")
+    began = time.monotonic()
+    first = command(tmp_path)
+    _, err = first.communicate(timeout=300)
+    assert first.returncode == 0, err.decode()
+    old = indexing.content(tmp_path / "lib.xma")
+    for video in videos[10:]:
+        shutil.copy(video, tmp_path / "clips")
+    seconds, generator = 2 * (time.monotonic() - began), np.random.default_rng(0)
+    kills = 0
+    for _ in range(12):
+        process = command(tmp_path)
+        try:
+            process.communicate(timeout=seconds * generator.random())
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate(timeout=60)
+            kills += 1
+        if process.returncode == 0:
+            break
+        assert indexing.content(tmp_path / "lib.xma") == old
+    assert kills
+    last = command(tmp_path)
+    _, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err.decode()
+    assert len(Index(tmp_path / "lib.xma")) == 60
+    shutil.rmtree(tmp_path / "clips" / "none", ignore_errors=True)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copytree(tmp_path / "clips", whole / "clips")
+    at_once = command(whole)
+    at_once.communicate(timeout=300)
+    assert indexing.content(whole / "lib.xma") == indexing.content(tmp_path / "lib.xma")
+
+
+def test_a_first_indexing_that_was_killed_says_so(tmp_path):
+    with indexing.Writer(tmp_path / "lib.xma") as writer:
+        new, (frames, pooled) = indexing.item("a"), indexing.made("a")
+        writer.add_content(new.hash, [0.0] * len(frames), [b"x"] * len(frames))
+        writer.add_vectors(indexing.adapter().model, new.hash, frames, pooled)
+    with pytest.raises(CacheError, match="first indexing was interrupted; repeat"):
+        Index(tmp_path / "lib.xma")
+    indexing.fill(tmp_path / "lib.xma", ["a"])
+    assert Index(tmp_path / "lib.xma").ids == ["a"]
