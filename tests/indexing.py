@@ -86,11 +86,12 @@ class Pictures:
 def content(path: Path):
     """All that a library shows."""
     index = Index(path)
-    return {
-        name: (index.times(name), [index.thumbnail(name, i) for i in range(len(index.times(name)))])
-        + tuple(index.embeddings(name, one).tobytes() for one in index.adapters)
-        for name in index.ids
-    } | {"adapters": sorted(index.adapters)}
+    found: dict = {"adapters": sorted(index.adapters)}
+    for name in index.ids:
+        times = index.times(name)
+        thumbs = [index.thumbnail(name, i) for i in range(len(times))]
+        found[name] = times, thumbs, [index.embeddings(name, one).tobytes() for one in index.adapters]
+    return found
 
 
 def before(folder: Path):

@@ -115,7 +115,7 @@ class FolderSource:
         shutil.rmtree(work, ignore_errors=True)
         videos = [Video(entry.id, self.root / entry.source) for entry in entries]
         path = work / "frames.h5"
-        options = {"decoder": self.decoder, "workers": self.workers, "time_limit": self.time_limit}
+        options: dict[str, Any] = {"decoder": self.decoder, "workers": self.workers, "time_limit": self.time_limit}
         summary = build_cache(Split("library", "frames", self.root, videos), path, **self.settings, **options)
         reasons = {name: reason for name, _, reason in summary.problems}
         cache = FrameCache(path)
