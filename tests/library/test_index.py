@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import threading
 
 import indexing
 import numpy as np
@@ -472,6 +473,37 @@ def test_a_damaged_row_is_found_and_made_anew(model, tmp_path):
     index.refresh()
     assert not Index(path).damaged()
     assert all(np.array_equal(Index(path).embeddings(name), frames) for name, frames in sound.items())
+
+
+def test_a_search_sees_the_library_before_an_update_or_after_it(tmp_path):
+    """Searches in threads, while another one takes over updates: what they find belongs together."""
+    fill(tmp_path / "lib.xma", ["a", "b", "c"])
+    index, stop, wrong = Index(tmp_path / "lib.xma"), threading.Event(), []
+    states = [{"a", "b", "c"}, {"c", "d", "e", "f"}]
+
+    def look():
+        while not stop.is_set():
+            hits = index.search_vector(torch.ones(16), topk=10)
+            if {hit.id for hit in hits} not in states or not all(hit.pictures()[0] == f"{hit.id}/0".encode() for hit in hits):
+                wrong.append(hits)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for names in [*states, *states]:
+        fill(tmp_path / "lib.xma", sorted(names), keep=False)
+        index.refresh()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert set(index.ids) == states[1]
+
+
+def test_preparing_loads_what_the_first_query_would(clips_index):
+    index = Index(clips_index[0])
+    index.prepare()
+    assert {"gram", "lengths"} <= vars(next(iter(index._stored.values()))).keys()
 
 
 def test_an_update_of_nothing_leaves_readers_alone(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from xmafast.errors import DataError, UsageError, unknown
 from xmafast.index.models import Models
 from xmafast.index.scoring import (
     BestFrame,
+    MeanOfSome,
     Stored,
     TextConditioned,
     best_frames,
@@ -101,7 +103,7 @@ class Index:
     ) -> None:
         self.path = Path(path)
         self._given, self._device = dict(retrievers or {}), torch.device(device) if device is not None else best_device()
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self._take(Snapshot(self.path))
         if stray := sorted(set(self._given) - set(self.adapters)):
             raise unknown("adapter", stray[0], self.adapters)
@@ -126,6 +128,18 @@ class Index:
         with self._lock:
             self._take(snapshot)
         return True
+
+    def _now(self) -> Index:
+        """The library as it is at this moment, whatever ``refresh`` does to it meanwhile in another thread."""
+        with self._lock:
+            return copy.copy(self)
+
+    def prepare(self, adapter: str | None = None) -> None:
+        """Load an adapter's model and what its scores need, which the first query would do; None: those of every adapter."""
+        for name in self.adapters if adapter is None else [adapter]:
+            self.search("ready", topk=1, adapter=name)
+            stored = self._embeddings(self._adapter(name))
+            _ = stored.gram, stored.lengths
 
     # what is in it
 
@@ -198,7 +212,7 @@ class Index:
 
     def retriever(self, adapter: str | None = None) -> Retriever:
         """The model of an adapter. Raises CacheError or BackboneError where its weights cannot be had."""
-        with self._lock:
+        with self._loading:
             return self._models.of(self._adapter(adapter))
 
     def _adapter(self, name: str | None) -> Adapter:
@@ -279,6 +293,9 @@ class Index:
         """
         if topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}.")
+        return self._now()._search(query, topk, adapter, filters, header)
+
+    def _search(self, query: Tensor | np.ndarray, topk: int, adapter: str | None, filters: Filters, header: str | None) -> list[Found]:
         chosen = self._adapter(adapter)
         stored, about = self._embeddings(chosen), chosen.about
         header = header or str(about["pooling"])
@@ -294,8 +311,12 @@ class Index:
                 best, order = best_frames(TextConditioned(vector, stored, items, real, temperature), topk)
             elif header == "frame":
                 best, order = best_frames(BestFrame(vector, stored, items, real), topk)
+            elif filters.start is not None or filters.end is not None:
+                best, order = best_frames(MeanOfSome(vector, stored, items, real), topk)
             else:
-                best, order = self._by_mean(normalize(vector, dim=0), stored, items, real, topk, whole=filters.start is filters.end is None)
+                every = len(items) == len(self)
+                pooled = (lambda part: stored.pooled(part)) if every else (lambda part: stored.pooled(items[part]))
+                best, order = best_pooled(normalize(vector, dim=0), len(items), pooled, topk, len(vector))
             rows, kept = items[order], real[order]
             inner = stored.inner(vector, rows)
             if header != "text-conditioned":  # what these compare are directions: the frames' lengths are made equal
@@ -305,15 +326,6 @@ class Index:
             peaks = inner.masked_fill(~kept, -torch.inf).argmax(1)
         found = zip(best.tolist(), rows.tolist(), shares.tolist(), peaks.tolist(), strict=True)
         return [self._hit(rank, score, row, weights, peak) for rank, (score, row, weights, peak) in enumerate(found, 1)]
-
-    def _by_mean(self, query: Tensor, stored: _Embeddings, items: Tensor, real: Tensor, k: int, *, whole: bool) -> tuple[Tensor, Tensor]:
-        def vectors(part: slice) -> Tensor:
-            some = items[part]
-            if whole:
-                return stored.pooled(part) if len(items) == len(self) else stored.pooled(some)
-            return torch.cat([pool(stored.gathered(few), real[part][i : i + len(few)]) for i, few in _pieces(stored.blocks(some))])
-
-        return best_pooled(query, len(items), vectors, k, len(query) * (1 if whole else stored.most))
 
     def _chosen(self, filters: Filters, stored: Stored) -> tuple[Tensor, Tensor]:
         """(m,) items that pass the filters, and which of their frames do (m, F). Raises UsageError where none does."""
@@ -427,9 +439,3 @@ class _Embeddings(Stored):
 def _seconds(nanoseconds: int) -> float:
     """As ``os.stat_result.st_mtime`` has it, to the bit."""
     return nanoseconds // 10**9 + 1e-9 * (nanoseconds % 10**9)
-
-
-def _pieces(parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-    """Each piece with the place at which it begins."""
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    return list(zip(starts.tolist(), parts, strict=False))

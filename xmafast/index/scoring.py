@@ -168,6 +168,28 @@ class TextConditioned(_OneQuery):
         return margin + margin_of(norms(self.query[None]), longest, margin / (4 * self.temperature))
 
 
+class MeanOfSome(_OneQuery):
+    """The mean header over the frames that count: cos(q, sum_j u_j), u_j = f_j / |f_j|, whose square is that of the Gram matrix."""
+
+    def formed(self) -> Tensor:
+        weights = self.real / self.stored.lengths[self.items].clamp_min(torch.finfo(torch.float32).tiny)
+        gram = self.stored.gram[self.items]
+        square = (torch.bmm(gram, weights[..., None]).squeeze(-1) * weights).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        self._spread = float((self.real.sum(1) / square.sqrt()).amax()) if len(square) else 0.0
+        return (weights * self.inner).sum(1) / (square.sqrt() * self.length.float())
+
+    def settled(self, inner: Tensor, frames: Tensor, real: Tensor) -> Tensor:
+        lengths = total(frames.square()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        square = total(total((frames / lengths[..., None]).mT).square()).clamp_min(torch.finfo(torch.float64).tiny)
+        return total(inner / lengths * real) / (square.sqrt() * self.length)
+
+    @cached_property
+    def errors(self) -> Tensor:
+        """A sum is as far off as its terms, and n / |sum_j u_j| says how much shorter than these it is; the square counts twice."""
+        margin = rounding(self.query, len(self.query)) * (1 + self._spread + self._spread**2)
+        return torch.full((1,), margin, dtype=torch.float64)
+
+
 class BestFrame(_OneQuery):
     """max_j cos(q, f_j): an image is looked for in the frame that is most like it, however much else a video shows."""
 
