@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +113,18 @@ class FolderSource:
             yield from self._decoded(entries[start : start + step], work)
 
     def _decoded(self, entries: Sequence[Entry], work: Path) -> Iterator[tuple[Entry, Frames | str]]:
-        shutil.rmtree(work, ignore_errors=True)
+        # a folder of its own: a decode worker that outlives a killed update for a moment may still write to the name that it was given
+        work.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=work))
         videos = [Video(entry.id, self.root / entry.source) for entry in entries]
-        path = work / "frames.h5"
+        path = folder / "frames.h5"
         options: dict[str, Any] = {"decoder": self.decoder, "workers": self.workers, "time_limit": self.time_limit}
         summary = build_cache(Split("library", "frames", self.root, videos), path, **self.settings, **options)
         reasons = {name: reason for name, _, reason in summary.problems}
         cache = FrameCache(path)
         for row, entry in enumerate(entries):
             yield entry, reasons[entry.id] if entry.id in reasons else frames_of(cache, row)
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class CacheSource:
@@ -184,8 +187,6 @@ def read_frames(
 
     Raises DataError, with the reason, for a file that is missing or cannot be decoded.
     """
-    import tempfile
-
     path = Path(path)
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
