@@ -258,13 +258,16 @@ def test_files_added_one_by_one_or_at_once_give_the_same_index(tmp_path, count):
     order = np.random.default_rng(0).permutation(count)
     one, items = adapter(), {}
     meta = {"root": str(tmp_path / "videos"), "kind": "folder", **indexing.SETTINGS, "xmafast_version": "0"}
-    for i in order:
-        new, (frames, pooled) = indexing.item(names[i]), made(names[i])
-        items[new.id] = new
+    lots = max(0, count - 1000)  # of ten thousand the last thousand one by one, the others 500 at a time
+    for group in [*np.split(order[:lots], range(500, lots, 500)), *order[lots:, None]]:
         with Writer(tmp_path / "one.xma") as writer:
-            writer.add_content(new.hash, np.arange(len(frames)), [f"{new.id}/{j}".encode() for j in range(len(frames))])
-            writer.add_vectors(one.model, new.hash, frames, pooled)
-            writer.publish(items.values(), {"made": one}, {}, meta)
+            for i in group:
+                new, (frames, pooled) = indexing.item(names[i]), made(names[i])
+                items[new.id] = new
+                writer.add_content(new.hash, np.arange(len(frames)), [f"{new.id}/{j}".encode() for j in range(len(frames))])
+                writer.add_vectors(one.model, new.hash, frames, pooled)
+            if len(group):
+                writer.publish(items.values(), {"made": one}, {}, meta)
     one, at_once = Index(tmp_path / "one.xma"), Index(tmp_path / "at-once.xma")
     assert_same(one, at_once)
     query = torch.randn(16, generator=torch.Generator().manual_seed(0))

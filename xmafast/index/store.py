@@ -492,11 +492,12 @@ class Writer:
         """Take away the files of adapters that are gone."""
         gone = [name for name in self.files if name != THUMBS and name.rpartition("-")[0] not in models]
         names = [self.files.pop(name).file for name in gone]
-        self._db.executemany("DELETE FROM files WHERE name = ?", ((name,) for name in gone))
-        for name in gone:
-            if name in self._open:
-                self._open.pop(name).close()
-        self.keep()
+        if gone:
+            self._db.executemany("DELETE FROM files WHERE name = ?", ((name,) for name in gone))
+            for name in gone:
+                if name in self._open:
+                    self._open.pop(name).close()
+            self.keep()
         for name in names:
             (self.path / name).unlink(missing_ok=True)
         for folder in (self.path / ADAPTERS).glob("*"):
