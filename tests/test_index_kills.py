@@ -44,7 +44,7 @@ def kill_at(server, tmp_path, choose):  # noqa: F811
 
 
 def test_an_update_killed_at_some_steps_leaves_the_library_as_it_was(server, tmp_path):  # noqa: F811
-    kill_at(server, tmp_path, lambda steps: [steps // 2, steps - 1])
+    kill_at(server, tmp_path, lambda steps: [steps // 4, steps - 1])
 
 
 @pytest.mark.slow
