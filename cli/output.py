@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -77,9 +78,10 @@ def metrics_table(title: str, rows: list[tuple[str, dict[str, Any]]], topk: list
 
     R-sum, mAP and nDCG have a column where some row has them. ``"signed"`` marks a row of differences.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("", overflow="fold")
+    # made to fit a terminal of 80 columns, where a squeezed table would cut the names of its rows
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=min(16, max(len(name) for name, _ in rows)))
     columns = [*(f"R@{k}" for k in topk), "MdR", "MnR"]
     columns += [name for name in ("mAP", "nDCG") if any(name in metrics["v2t"] for _, metrics in rows)]
     columns += ["R-sum"] if any("R-sum" in metrics for _, metrics in rows) else []

@@ -76,14 +76,14 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(cache, demo_backbon
 
 
 def test_a_signal_while_an_epoch_is_validated_stops_at_once(cache, demo_backbone, tmp_path, whole, monkeypatch):
-    from xmafast.training import run as running
+    from xmafast.training import validation
 
     def rank(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the validation went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "rank_cache", rank)
+        patch.setattr(validation, "rank_cache", rank)
         with pytest.raises(Interrupted, match="after step 3 of 6"):
             train(cache, tmp_path / "run", backbone=demo_backbone, **SMALL)
     train(out=tmp_path / "run", backbone=demo_backbone, resume=True)
