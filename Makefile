@@ -11,7 +11,8 @@ test: .venv/.dev
 	$(BIN)/python -m pytest
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not alone"
+	$(BIN)/python -m pytest -m "slow and alone" -n 0
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

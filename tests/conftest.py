@@ -8,10 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support import SMALL_TEXT, SMALL_TRUNK, demo_split, shallow, shallow_timm
 
 from xmafast.backbone import Backbone, load_backbone
 from xmafast.cache import build_cache
+
+if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # each process its share of the cores, and what it starts
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
