@@ -22,6 +22,7 @@ from xmafast import retriever, training
 from xmafast.backbone import load_backbone
 from xmafast.cache import FrameCache, Shard, build, build_cache, build_features, merge, open_splits, pool
 from xmafast.cache.file import checksum
+from xmafast.cache.stream import write_stream
 from xmafast.datasets import Split
 from xmafast.errors import RunError, UsageError
 
@@ -225,6 +226,13 @@ def options_of(method: str) -> dict[str, Any]:
         "cross-modal": {"patch_drop": 0.5, "train_frames": 1},
     }
     return {"method": method, "backbone": "demo", "epochs": 3, "batch_size": 2, **own.get(method, {})}
+
+
+def stream(folder: Path) -> str:
+    """Features of another stream of the clips in the cache of ``folder``."""
+    ids = FrameCache(folder / "train.h5").ids
+    generator = np.random.default_rng(0)
+    return str(write_stream(folder / "stream.h5s", {name: generator.standard_normal((2, 8)) for name in ids}))
 
 
 def train_until(folder: Path, out: Path, options: dict[str, Any], last: int | None, save_every: str, resume: bool = False) -> None:

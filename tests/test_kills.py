@@ -145,6 +145,8 @@ QUICK = ("cross-modal", "clip-adapter")
 def test_a_run_killed_at_a_step_and_resumed_ends_with_the_same_weights(server, tmp_path, method):
     killing.frames(tmp_path, rows=6)
     options = killing.options_of(method)
+    if method == "stream":
+        options["stream"] = killing.stream(tmp_path)
     assert in_child(server, killing.train_until, tmp_path, tmp_path / "whole", options, None, "60s") == 0
     generator = np.random.default_rng(zlib.crc32(method.encode()))
     run, last, every = tmp_path / "killed", int(generator.integers(2, 7)), str(generator.choice(["1", "2", "60s"]))

@@ -1,16 +1,31 @@
 """Methods by name and option, as a user types them."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support import demo_split
 
+from xmafast import write_stream
+from xmafast.cache import FrameCache, build_cache
+from xmafast.datasets import demo
 from xmafast.methods import METHODS
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The caches of four clips a split, made once."""
+    folder = tmp_path_factory.mktemp("made") / "demo"
+    for name in ("train", "test"):
+        build_cache(demo_split(name, 4), folder / f"{name}.h5", size=96, frames=2, sampling=demo.SAMPLING, workers=1)
+    return folder
+
+
 @pytest.fixture
-def cached(call):
-    assert call("cache", "demo", "--limit", "4", "--size", "96", "--frames", "2")[0] == 0
+def cached(call, made, tmp_path):
+    shutil.copytree(made, tmp_path / "caches" / "demo")
 
 
 FAST = ("--epochs", "1", "--batch-size", "2", "--json")
@@ -22,7 +37,11 @@ FEATURE = ["clip-adapter", "memory", "hada"]
     "method", ["mv-adapter", "coop", *FEATURE, *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in FEATURE)]
 )
 def test_every_method_trains_and_evaluates(call, cached, method):
-    code, out, err = call("train", "--method", method, "--out", "run", *FAST, *(SECOND if method == "hada" else ()))
+    more = SECOND if method == "hada" else ()
+    if method == "stream":
+        write_stream("speech.h5", {name: np.ones((1, 4)) for name in FrameCache("caches/demo/train.h5").ids})
+        more = ("--stream", "speech.h5")
+    code, out, err = call("train", "--method", method, "--out", "run", *FAST, *more)
     assert code == 0, err
     trained = json.loads(out)["trainable"]
     code, out, err = call("eval", "run", "--json")

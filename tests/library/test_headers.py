@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from support import ready
+from support import ready, with_stream
 
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.cache import FrameCache
@@ -88,7 +88,7 @@ PAIRS = [(m, h) for m in (None, *METHODS) for h in POOLING]
 )
 def test_any_method_goes_with_any_header(demo_backbone, method, header, tmp_path):
     torch.manual_seed(0)
-    model = Retriever(demo_backbone, method, header, **ready(method))
+    model = with_stream(Retriever(demo_backbone, method, header, **ready(method)))
     x = torch.randint(0, 256, (3, 2, 96, 96, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mask = torch.tensor([[True, True], [True, False], [True, True]])
     loss = total_loss(model, CAPTIONS, x, mask, torch.arange(3))
@@ -101,7 +101,7 @@ def test_any_method_goes_with_any_header(demo_backbone, method, header, tmp_path
         for parameter in model.trained.values():
             parameter.add_(torch.randn_like(parameter) * 0.02)
         scores = model.eval()(CAPTIONS, x, mask)
-        assert torch.equal(load(model.save(tmp_path / "run"), demo_backbone)(CAPTIONS, x, mask), scores)
+        assert torch.equal(with_stream(load(model.save(tmp_path / "run"), demo_backbone))(CAPTIONS, x, mask), scores)
         model.enabled = False
         frozen = demo_backbone.encode_image(demo_backbone.normalise(x.flatten(0, 1))).view(3, 2, -1)
         assert torch.equal(model.encode_frames(x, mask), frozen)

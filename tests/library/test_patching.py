@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import ready
+from support import ready, with_stream
 
 from xmafast.errors import UsageError
 from xmafast.methods import METHODS
@@ -14,7 +14,7 @@ SCALABLE = [name for name, method in METHODS.items() if method.scalable]
 
 def moved(backbone, name):
     torch.manual_seed(0)
-    model = Retriever(backbone, name, **ready(name)).eval()
+    model = with_stream(Retriever(backbone, name, **ready(name)).eval())
     with torch.no_grad():
         for parameter in model.trained.values():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -44,7 +44,7 @@ def test_a_small_share_is_a_small_change(demo_backbone, name):
         for model.patch in (0.01, 0.02, 1.0):
             now = model.encode_frames(x), model.encode_text(CAPTIONS)
             changes.append([float((a - b).norm()) for a, b in zip(now, frozen, strict=True)])
-    for small, double, whole in zip(*changes, strict=True):
+    for small, double, whole in list(zip(*changes, strict=True))[: 1 if name == "stream" else 2]:  # which leaves texts alone
         assert 0 < small < double < whole
         assert double == pytest.approx(2 * small, rel=0.1)  # to first order
 

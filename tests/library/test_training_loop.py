@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support import demo_split, ready
+from support import demo_split, ready, with_stream
 
 from xmafast.blocks import checkpointed
 from xmafast.cache import FrameCache, build_cache
@@ -133,7 +133,7 @@ def test_frozen_weights_get_no_gradients_and_no_state(demo_backbone, cache, meth
     )
     if not model.trained:
         pytest.skip("it trains nothing")
-    trainer = Trainer(model, cache, cache.rows, Recipe(1, 4))
+    trainer = Trainer(with_stream(model), cache, cache.rows, Recipe(1, 4))
     next(trainer.run())
     assert all(p.grad is None and not p.requires_grad for p in demo_backbone.parameters())
     assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == {id(p) for p in model.trained.values()}
@@ -148,7 +148,7 @@ QUICK = ("cross-modal", "partial", "clip-lora", "coop")
 )
 def test_blocks_that_are_run_again_give_the_same_gradients(demo_backbone, cache, method):
     torch.manual_seed(0)
-    model = Retriever(demo_backbone, method, **ready(method)).train()
+    model = with_stream(Retriever(demo_backbone, method, **ready(method)).train())
     with torch.no_grad():
         for p in model.trained.values():  # away from starts at zero
             p.add_(torch.randn_like(p) * 0.02)
