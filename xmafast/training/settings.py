@@ -11,12 +11,14 @@ from typing import Any, cast
 
 from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for, load_backbone
-from xmafast.errors import RunError, UsageError
+from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods import Plug
+from xmafast.methods.last import ALL
 from xmafast.methods.memory import Memory
 from xmafast.retriever import CONFIG as ADAPTER_CONFIG
 from xmafast.retriever import OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, best_device
 from xmafast.training.recipe import Recipe, recipe_for
+from xmafast.training.recipes import DEFAULT, NAMES, PAPER, published
 from xmafast.training.split import Split
 
 CONFIG, METRICS = "config.json", "metrics.json"  # a run's first file and its last
@@ -48,6 +50,8 @@ class Settings:
     checkpointing: bool | None = None
     init: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    at_blocks: str | None = None
+    tokens: bool | None = None
 
     def over(self, stored: Settings, whose: str) -> Settings:
         """These settings, filled up with stored ones. Raises UsageError for a method that is not theirs."""
@@ -68,6 +72,35 @@ class Settings:
             checkpointing=stored.checkpointing if self.checkpointing is None else self.checkpointing,
             init=self.init or stored.init,
             recipe={**stored.recipe, **self.recipe},
+            at_blocks=self.at_blocks or stored.at_blocks,
+            tokens=stored.tokens if self.tokens is None else self.tokens,
+        )
+
+    def as_published(self, split: Split) -> Settings:
+        """These settings, filled up with the published recipe where it is asked for. Raises UsageError where there is none."""
+        if self.recipe.get("recipe", DEFAULT) not in NAMES:
+            raise unknown("recipe", str(self.recipe["recipe"]), NAMES)
+        if self.recipe.get("recipe") != PAPER:
+            return self
+        parts = ["cross-modal" if self.method is UNSET else str(self.method or "none")]
+        parts += [plug if isinstance(plug, str) else plug[0] for plug in self.plugs or ()]
+        attributes = split.cache.attributes
+        found = published("+".join(parts), str(attributes.get("dataset")))
+        frames = split.cache.shape[1]
+        if frames != found.frames and "train_frames" not in self.recipe:
+            raise UsageError(
+                f"The published recipe has {found.frames} frames a video and {split.cache.path} holds {frames}; cache again with --frames "
+                f"{found.frames} and another --out, or say how many a step takes with --train-frames (0: all)."
+            )
+        values = {"train_frames": 0, **found.values, **self.recipe}
+        if "lr" in self.recipe and "backbone_lr" not in self.recipe and found.values.get("backbone_lr"):
+            values["backbone_lr"] = found.values["backbone_lr"] * self.recipe["lr"] / found.values["lr"]  # in the published proportion
+        return replace(
+            self,
+            options={**found.options, **self.options},
+            words=found.words if self.words is None else self.words,
+            backbone=found.backbone if self.backbone is None else self.backbone,
+            recipe=values,
         )
 
 
@@ -97,6 +130,7 @@ def settings_of_run(config: Mapping[str, Any], run: Path) -> Settings:
             checkpointing=config["checkpointing"],
             init=config["init"],
             recipe=dict(config["recipe"]),
+            tokens=config["token_cache"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run / CONFIG} is damaged ({error}); restore it, or begin anew without --resume.") from error
@@ -125,6 +159,7 @@ def _settings_of_model(config: Mapping[str, Any], folders: Sequence[Path]) -> Se
         temperature=config["temperature"],
         backbone=name,
         pretrained=pretrained,
+        at_blocks=config.get("at_blocks"),
     )
 
 
@@ -153,6 +188,7 @@ def build(settings: Settings, split: Split) -> tuple[Retriever, Recipe]:
         plugs=settings.plugs or (),
         words=32 if settings.words is None else settings.words,
         impl=settings.impl or "auto",
+        at_blocks=settings.at_blocks or ALL,
         **options,
     ).to(best_device())
     if not retriever.kept:
@@ -183,8 +219,8 @@ def begin_with(retriever: Retriever, run: str | Path) -> None:
     retriever.restore(folder / WEIGHTS)
 
 
-def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, cache: Path, split: Split) -> dict[str, Any]:
-    """What config.json holds: all that a run is made from, so that it can be resumed and read."""
+def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, cache: Path, split: Split, tokens: bool = False) -> dict[str, Any]:
+    """What config.json holds: all that a run is made from, so that it can be resumed and read. tokens: trained from a token cache."""
     import torch
 
     return {
@@ -199,6 +235,7 @@ def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, cache: P
         "impl": retriever.impl,
         "checkpointing": bool(settings.checkpointing),
         "init": settings.init,
+        "token_cache": tokens,
         **retriever.config(),
     }
 
