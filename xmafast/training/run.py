@@ -242,12 +242,14 @@ class _Run:
             remember(memory, self.frozen, self.split.cache, self.split.rows)
         if self.frozen:
             self._embed_captions(self.frozen)
-        self.tokens = self._tokens(stored)
-        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split, self.tokens is not None)
+        self.tokens = self._tokens() if stored is None else None
+        cached = bool(self.settings.tokens) if stored else self.tokens is not None
+        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split, cached)
         if stored is None:
             write_json(self.out / CONFIG, config)
         else:
             check_same(self.out, stored, config)
+            self.tokens = resumed_tokens(self.retriever, self.split.cache, self.out) if cached else None
         self.retriever.text_prefix = self._text_prefix()
         self.trainer = Trainer(
             self.retriever,
@@ -301,13 +303,11 @@ class _Run:
         """Of the training set, each once."""
         return list(dict.fromkeys(caption for row in self.split.rows for caption in self.split.cache.captions[row]))
 
-    def _tokens(self, stored: dict[str, Any] | None) -> FeatureCache | None:
+    def _tokens(self) -> FeatureCache | None:
         """The token cache that is trained from, where there is one, for a run on the last blocks."""
-        retriever, frames, progress = self.retriever, self.split.cache, self.watch.progress
-        if stored is not None:
-            return resumed_tokens(retriever, frames, bool(stored["token_cache"]), self.out)
+        progress = self.watch.progress
         shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to tokens, once")
-        return tokens_for(retriever, frames, self.settings.tokens, tell=self.watch.tell, progress=shown)
+        return tokens_for(self.retriever, self.split.cache, self.settings.tokens, tell=self.watch.tell, progress=shown)
 
     def _text_prefix(self) -> TextPrefix | None:
         """The captions at the first text block that is adapted, kept for the training."""

@@ -48,10 +48,8 @@ def tokens_for(
     return cache
 
 
-def resumed_tokens(retriever: Retriever, frames: FrameReader, began_with: bool, run: Path) -> FeatureCache | None:
-    """The token cache of a run that is gone on with. Raises RunError where it was begun with one that is not there any more."""
-    if not began_with:
-        return None
+def resumed_tokens(retriever: Retriever, frames: FrameReader, run: Path) -> FeatureCache:
+    """The token cache of a run that was begun on one. Raises RunError where it is not there any more."""
     cache = None if why_none(retriever, frames) else _found(token_file(retriever, frames), retriever, frames)
     if cache is None:
         raise RunError(f"{run} was begun on a token cache that is not there any more; make it again: {token_command(retriever, frames)}")
