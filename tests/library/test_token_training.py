@@ -168,8 +168,12 @@ def test_a_run_whose_token_cache_is_gone_is_not_gone_on_with(backbone, caches, t
     path.unlink()
     with pytest.raises(RunError, match="begun on a token cache that is not there any more; make it again: xmafast cache demo"):
         train(out=tmp_path / "run", resume=True)
-    with pytest.raises(UsageError, match="was begun with at blocks last:2, not last:1"):
-        train(out=tmp_path / "run", resume=True, at_blocks="last:1")
+    for option, was in (
+        ({"at_blocks": "last:1"}, "at blocks last:2, not last:1"),
+        ({"cache_tokens": False}, "token cache True, not False"),
+    ):
+        with pytest.raises(UsageError, match=f"was begun with {was}"):
+            train(out=tmp_path / "run", resume=True, **option)
 
 
 def test_evaluation_needs_no_token_cache(backbone, caches, tokens, tmp_path):
