@@ -34,7 +34,7 @@ from machine import machine
 from promises import judge
 from rich.console import Console
 from rich.table import Table
-from train_steps import AUTO, EAGER, METHODS, Case, Steps, backbone_of, fits, flops, peak_in_child
+from train_steps import AUTO, EAGER, MEMORY, METHODS, Case, Steps, backbone_of, fits, flops, peak_in_child, peak_on_gpu
 
 from xmafast import Retriever, build_cache, load
 from xmafast.cache import FrameCache
@@ -54,7 +54,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "device": args.device, "threads": torch.get_num_threads(), "frames": args.frames}
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     result |= {"dtype": str(dtype).removeprefix("torch."), "roofs": measure.roofs(args.device, dtype, args.quick)}
-    result["memory"] = measure.MEMORY[args.device]
+    result["memory"] = MEMORY[args.device]
     old = json.loads(args.out.read_text()) if args.out.is_file() and not args.quick else {}
     for section in SECTIONS:
         if section in args.sections:
@@ -109,12 +109,12 @@ def measure_cases(cases: list[Case], args: argparse.Namespace, roofs: dict) -> I
     peaks: dict[Case, float | None] = {}
     for case in cases:
         if args.device == "cuda" and forms[case, AUTO]:
-            peaks[case] = measure.peak_on_gpu(steps[case].run)
+            peaks[case] = peak_on_gpu(steps[case])
     del steps, runs
     gc.collect()
     if args.device == "cpu":
         processes = measure.fresh_processes()
-        peaks = {case: processes.apply(peak_in_child, (case,)) for case in cases}
+        peaks = {case: processes.apply(peak_in_child, (case, torch.get_num_threads())) for case in cases}
         processes.terminate()
     for (case, form), room in forms.items():
         row: dict[str, Any] = {"backbone": case.backbone, "method": case.method, "form": form, "batch": case.batch}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import measure
@@ -114,10 +115,30 @@ def fits(steps: Steps, form: str) -> bool:
     return True
 
 
-def peak_in_child(case: Case) -> float | None:
-    """MB, of a step in a process of its own."""
-    torch.set_num_threads(1)
-    return measure.peak_resident(Steps(case).run)
+MEMORY = {
+    "cuda": "max_memory_allocated over a step: backbone, what is trained with its optimiser state, the batch, and what the step needs",
+    "cpu": "peak resident memory of a process of its own that takes two steps, less what it had before it loaded the backbone; Linux alone",
+}
+
+
+def peak_in_child(case: Case, threads: int) -> float | None:
+    """MB, as ``MEMORY`` says; of the process that calls it."""
+    torch.set_num_threads(threads)
+    if not Path("/proc/self/status").is_file():
+        return None
+    before = measure.resident_peak()
+    steps = Steps(case)
+    for _ in range(2):  # the optimiser's state is made in the first
+        steps.run()
+    return (measure.resident_peak() - before) / 1e6
+
+
+def peak_on_gpu(steps: Steps) -> float:
+    """MB, as ``MEMORY`` says."""
+    torch.cuda.reset_peak_memory_stats()
+    steps.run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 1e6
 
 
 def flops(case: Case) -> float:

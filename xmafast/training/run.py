@@ -53,7 +53,7 @@ from xmafast.training.settings import (
 )
 from xmafast.training.split import Split, training_split
 from xmafast.training.stopping import Interrupted, Stop, StopSignals
-from xmafast.training.tokens import resumed_tokens, tokens_for
+from xmafast.training.tokens import check_tokens, resumed_tokens, tokens_for
 
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
@@ -199,6 +199,8 @@ def train(
         settings = settings.as_published(split)
     torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
     retriever, chosen = build(settings, split)
+    if cache_tokens:
+        check_tokens(retriever, split.cache)
     if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
         begin_with(retriever, settings.init)
     watch = Watch(report, progress, tensorboard, profile, tell)

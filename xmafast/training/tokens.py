@@ -21,14 +21,10 @@ def tokens_for(
     """The cache of the tokens that enter the first vision block that is adapted, of these frames; None to train from the frames.
 
     wanted: None takes it where it is there and fits, True makes it where it is not, False leaves it. tell: is told what is taken, or the
-    command that would make it with what it takes on the disk. Raises UsageError where it is wanted and there can be none.
+    command that would make it with what it takes on the disk. Raises CacheError where what is wanted cannot be made.
     """
     tell = tell or (lambda sentence: None)
-    if reason := why_none(retriever, frames):
-        if wanted:
-            raise UsageError(f"--cache-tokens has nothing to make: {reason}.")
-        return None
-    if wanted is False:
+    if wanted is False or why_none(retriever, frames):
         return None
     path, block = token_file(retriever, frames), retriever.adapted.first_vision
     cache = _found(path, retriever, frames)
@@ -54,6 +50,12 @@ def resumed_tokens(retriever: Retriever, frames: FrameReader, run: Path) -> Feat
     if cache is None:
         raise RunError(f"{run} was begun on a token cache that is not there any more; make it again: {token_command(retriever, frames)}")
     return cache
+
+
+def check_tokens(retriever: Retriever, frames: FrameReader) -> None:
+    """Raise UsageError where a token cache is wanted and there can be none."""
+    if reason := why_none(retriever, frames):
+        raise UsageError(f"--cache-tokens has nothing to make: {reason}.")
 
 
 def why_none(retriever: Retriever, frames: FrameReader) -> str | None:
