@@ -26,6 +26,11 @@ class Header(str, Enum):
     seq_transf = "seqTransf"
 
 
+class RecipeName(str, Enum):
+    default = "default"
+    paper = "paper"
+
+
 def option(group: str, text: str, name: str | None = None, **more: Any) -> Any:
     return typer.Option(*([name] if name else []), help=text, rich_help_panel=group, **more)
 
@@ -42,6 +47,10 @@ def train(
     plug: PLUG = [],  # noqa: B006 - typer copies it
     more: SET = [],  # noqa: B006
     header: Annotated[Header | None, option(MODEL, "Similarity header (default: the method's).")] = None,
+    blocks: Annotated[
+        str | None,
+        option(MODEL, "Where: all, or last:K for the last K vision blocks and their text blocks (default: all)."),
+    ] = None,
     backbone: Annotated[str | None, option(MODEL, "An open_clip ViT or demo (default: the cache's).")] = None,
     pretrained: Annotated[
         str | None,
@@ -49,6 +58,17 @@ def train(
     ] = None,
     stream: Annotated[Path | None, option(MODEL, "For --plug stream: an HDF5 file with features of another stream of the videos.")] = None,
     init: Annotated[Path | None, option(MODEL, "A run whose weights the new one begins with.")] = None,
+    recipe: Annotated[
+        RecipeName | None, option(OPTIMISING, "default: AdamW, rates tuned here; paper: the method's published one for the data set.")
+    ] = None,
+    cache_tokens: Annotated[
+        bool | None,
+        option(
+            OPTIMISING,
+            "With --blocks last:K: make the token cache of the blocks below, or do without (default: taken where it is).",
+            "--cache-tokens/--no-cache-tokens",
+        ),
+    ] = None,
     epochs: Annotated[int | None, option(OPTIMISING, "Passes over the training data (default: the data set's).", min=1)] = None,
     batch_size: Annotated[int | None, option(OPTIMISING, "Pairs of video and caption a step (default: the data set's).", min=2)] = None,
     lr: Annotated[float | None, option(OPTIMISING, "Peak learning rate (default: the data set's, else the method's).")] = None,
@@ -82,7 +102,7 @@ def train(
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
     xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco |
-    xmafast train --resume
+    xmafast train --blocks last:2 --cache-tokens | xmafast train msrvtt --recipe paper | xmafast train --resume
     """
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
@@ -106,6 +126,9 @@ def train(
         "backbone": backbone,
         "pretrained": pretrained,
         "header": header.value if header else None,
+        "at_blocks": blocks,
+        "cache_tokens": cache_tokens,
+        "recipe": recipe.value if recipe else None,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -166,7 +189,7 @@ def go(caches: list[Path] | Path | None, run: Path, given: dict[str, Any]) -> Tr
     from xmafast.training import train as run_training
 
     with bar("training", "steps", notes=True) as update:
-        return run_training(caches, run, report=shown_by(update), progress=update, **given)
+        return run_training(caches, run, report=shown_by(update), progress=update, tell=note, **given)
 
 
 def shown_by(update: Any) -> Any:

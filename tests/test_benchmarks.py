@@ -72,3 +72,23 @@ def test_every_row_of_the_metrics_benchmark_runs_and_agrees(tmp_path):
     for row in result["rows"]:
         assert row["checked"]
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+
+
+@pytest.mark.slow
+def test_every_row_of_the_training_benchmark_runs(tmp_path):
+    out = tmp_path / "quick.json"
+    command = [sys.executable, ROOT / "benchmarks" / "train.py", "--quick", "--out", out]
+    done = subprocess.run(
+        [*command, "--sections", "methods", "prefix", "adapter", "loop"], cwd=tmp_path, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(out.read_text())
+    forms = {(row["method"], row["form"]) for row in result["methods"]}
+    assert forms == {(method, form) for method in ("full", "cross-modal", "mv-adapter", "lora") for form in ("xmafast", "eager fp32")}
+    for row in [*result["methods"], *result["prefix"]]:
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+    flops = {row["method"]: row["step_flops"] for row in result["methods"]}
+    assert flops["cross-modal"] < 0.8 * flops["full"], "no weight gradient of a frozen weight"
+    (adapter,), (loop,) = result["adapter"], result["loop"]
+    assert adapter["backbone_untouched"]
+    assert loop["videos_per_s"] > 0

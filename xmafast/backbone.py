@@ -129,6 +129,13 @@ class Backbone(nn.Module):
         """
         return self._encode_tokens(tokens, places, block)
 
+    def as_tokens(self, stored: Tensor) -> Tensor:
+        """Stored tokens in the type that they have between blocks: open_clip's own tower keeps autocast's there, timm's its weights'."""
+        kind = stored.device.type
+        if isinstance(self.tower, ClipTower) and torch.is_autocast_enabled(kind):
+            return stored.to(torch.get_autocast_dtype(kind))
+        return stored.to(self.mean.dtype)
+
     def feature_shape(self, level: str) -> tuple[int, ...]:
         """Of an image's ``tokens`` at a block, (T, W), or its ``embeddings``, (D,)."""
         return (self.shape.embed_dim,) if level == "embeddings" else (self.tower.tokens, self.shape.vision_width)
@@ -152,6 +159,10 @@ class Backbone(nn.Module):
 
         Without ``places``, and with W the full context length, equal to open_clip's ``encode_text`` to the bit.
         """
+        return self.encode_text_suffix(self.encode_text_prefix(tokens, 0), tokens, 0, places)
+
+    def encode_text_prefix(self, tokens: Tensor, block: int) -> Tensor:
+        """Token ids (B, W), as ``encode_text`` takes them -> the tokens (B, W, D) that enter text block ``block``, counted from 0."""
         text, length = self.text, tokens.shape[1]
         if length > self.context_length:
             raise UsageError(f"{length} tokens do not fit the {self.context_length} of {self.name}; use fewer words.")
@@ -159,7 +170,16 @@ class Backbone(nn.Module):
             raise UsageError(f"{self.name} reads captions padded to {self.context_length} tokens, not {length}; do not cut the padding.")
         dtype = text.transformer.get_cast_dtype()
         x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
-        x = run_blocks(text.transformer.resblocks, x, causal_mask(text.attn_mask, length), places)
+        return run_blocks(list(text.transformer.resblocks)[:block], x, causal_mask(text.attn_mask, length), None)
+
+    def encode_text_suffix(self, x: Tensor, tokens: Tensor, block: int, places: PlacesOf | None = None) -> Tensor:
+        """Tokens (B, W, D) that enter text block ``block``, and the ids (B, W) that they are of -> un-normalised embeddings (B, D).
+
+        ``places(i)`` counts from the encoder's first block. With ``encode_text_prefix`` before it, equal to ``encode_text``.
+        """
+        text, mask = self.text, causal_mask(self.text.attn_mask, tokens.shape[1])
+        above = places if places is None or not block else lambda i: places(block + i)
+        x = run_blocks(list(text.transformer.resblocks)[block:], x, mask, above)
         x = text.ln_final(x)
         pool, eos = _pooling(text)
         x = text_global_pool(x, tokens, pool, eos_token_id=eos)

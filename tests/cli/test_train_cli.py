@@ -129,3 +129,38 @@ def test_what_cannot_be_done_gets_one_sentence(call, workspace, arguments, code,
     assert (found, out) == (code, "")
     assert reason in sentence(err)
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_the_last_blocks_are_trained_from_tokens_that_are_made_offered_or_taken(call, workspace):
+    arguments = ("--epochs", "1", "--batch-size", "2", "--blocks", "last:2")
+    code, _, err = call("train", *arguments, "--out", "runs/offered")
+    assert code == 0
+    assert "train with --cache-tokens, or first xmafast cache demo --split train" in err
+    code, _, err = call("train", *arguments, "--cache-tokens", "--out", "runs/made")
+    assert code == 0
+    assert "Making the token cache" in err
+    made = next((workspace / "caches" / "demo").glob("tokens-4-demo-*"))
+    code, _, err = call("train", *arguments, "--out", "runs/taken")
+    assert code == 0
+    assert f"{made.name}/train.h5: 2 vision blocks a step" in err
+    assert weights("runs/made") == weights("runs/taken")
+    config = json.loads(Path("runs/taken/best/adapter_config.json").read_text())
+    assert config["at_blocks"] == "last:2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--blocks", "first:2"), "--blocks is all, or last:K"),
+        (("--blocks", "last:9"), "takes a K from 1 to 6"),
+        (("--blocks", "last:2", "--method", "full"), "--set freeze=N"),
+        (("--cache-tokens",), "--cache-tokens has nothing to make"),
+        (("--recipe", "paper"), "cross-modal has no published recipe for 'demo'; it has those for msrvtt"),
+        (("--recipe", "paper", "--method", "vpt"), "no recipe of 'vpt' is published here; there are those of cross-modal"),
+    ],
+)
+def test_blocks_and_recipes_that_there_are_not_are_refused_in_one_sentence(call, workspace, arguments, reason):
+    code, out, err = call("train", *arguments, "--epochs", "1", "--out", "runs/none")
+    assert (code, out) == (2, "")
+    assert reason in sentence(err)
+    assert not Path("runs/none/config.json").exists()

@@ -64,12 +64,16 @@ class FeatureCache(CacheFile):
         rows = frames.rows
         return bool((self.status[rows] == Status.DONE).all() and (self.frames_checksum[rows] == frames.checksum[rows]).all())
 
-    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows -> features (B, F, ...) and mask bool (B, F), true where a frame is real."""
+    def read(self, rows: np.ndarray, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows -> features (B, F, ...) and mask bool (B, F), true where a frame is real. out: B rows or more, to read them into."""
         import torch
 
         mask = torch.from_numpy(np.arange(self.data.shape[1]) < self.num_frames[rows][:, None])
-        return torch.from_numpy(self.data[rows]), mask
+        if out is None:
+            return torch.from_numpy(self.data[rows]), mask
+        found = out[: len(rows)]
+        np.take(self.data, rows, axis=0, out=found.numpy(), mode="clip")  # "raise" would read into a buffer first
+        return found, mask
 
 
 def kind_of(path: Path) -> type[FrameCache] | type[FeatureCache]:

@@ -86,6 +86,7 @@ class Method(nn.Module):
     moves_tokens: ClassVar[bool] = False  # it merges or drops some
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
     apart: ClassVar[str] = ""  # why it goes with no other method, as the rest of a sentence
+    all_blocks: ClassVar[str] = ""  # why it cannot act in the last blocks alone (``xmafast.methods.last``), as the rest of a sentence
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
     reads_stream: ClassVar[bool] = False  # it reads features of another stream of the videos
     on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone

@@ -34,6 +34,7 @@ class Combined(Method):
         self.on_features = all(part.on_features for part in parts)  # type: ignore[misc]
         self.needs_grid = any(part.needs_grid for part in parts)  # type: ignore[misc]
         self.reads_stream = any(part.reads_stream for part in parts)  # type: ignore[misc]
+        self.all_blocks = next((part.all_blocks for part in parts if part.all_blocks), "")  # type: ignore[misc]
         self.scalable = all(part.scalable for part in parts)  # type: ignore[misc]
         self.tuned = next((part.tuned for part in parts if part.tuned is not None), None)
 

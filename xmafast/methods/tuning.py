@@ -39,6 +39,13 @@ def block_of(name: str) -> tuple[bool, int] | None:
     return ("visual." in (found[1], found[2]), int(found[3])) if found else None
 
 
+def with_block(name: str, block: int) -> str:
+    """The name of the same tensor in another block of its encoder."""
+    found = _BLOCK.match(name)
+    assert found is not None
+    return f"{name[: found.start(3)]}{block}{name[found.end(3) :]}"
+
+
 class Tuning(Method):
     """A method that only trains weights of the backbone: those that ``wanted`` says."""
 

@@ -167,6 +167,7 @@ class Coupled(MaPLe):
     licence = "none given"
     default_header = "mean"
     fixed_tokens = True
+    all_blocks = "has its prompts in the first blocks"
 
     def __init__(self, shape: Shape, tokens: int = 2, depth: int = 9, consistency: float = 1.0, drop: float = 0.2) -> None:
         super().__init__(shape, tokens)

@@ -1,8 +1,10 @@
 """Training a method on a frozen backbone, from a frame cache.
 
 recipe.py      how to optimise
+recipes.py     the published recipes
 split.py       which rows train and which ones choose the epoch
 data.py        the batches, drawn in order and read ahead
+tokens.py      the token cache of a run on the last blocks
 loop.py        the steps
 settings.py    what a run is made from, and config.json
 folder.py      the run's folder

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmafast.cache import FrameReader
+from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 
 AHEAD = 2  # batches that are read while a step runs
@@ -164,16 +164,18 @@ class Batch:
     waited: float
 
 
-def read_ahead(cache: FrameReader, draws: Iterator[Draw], device: torch.device) -> Generator[Batch, None, None]:
-    """Batches of a cache, on the device, in the order of ``draws``. Closing it ends the thread."""
+def read_ahead(cache: FrameReader | FeatureCache, draws: Iterator[Draw], device: torch.device) -> Generator[Batch, None, None]:
+    """Batches of a cache of frames or of their tokens, on the device, in the order of ``draws``. Closing it ends the thread."""
     uploads = Uploads(device) if device.type == "cuda" else None
 
     def read(draw: Draw) -> tuple[Any, ...]:
         drawn = draw.frames
         if uploads is None:
             return pick(*cache.read(draw.rows), drawn)
-        shape = (len(draw.pairs), *cache.shape[1:])
-        pinned = None if drawn is not None else torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # kept by torch for the next one
+        dtype, shape = (torch.float16, cache.data.shape) if isinstance(cache, FeatureCache) else (torch.uint8, cache.shape)
+        pinned = None  # memory that torch keeps for the next batch
+        if drawn is None:
+            pinned = torch.empty((len(draw.pairs), *shape[1:]), dtype=dtype, pin_memory=True)
         return uploads.send(*pick(*cache.read(draw.rows, pinned), drawn))
 
     pool = ThreadPoolExecutor(1, "xmafast-reader")

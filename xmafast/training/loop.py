@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xmafast.blocks import checkpointed
-from xmafast.cache import FrameReader
+from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import contrastive_loss, total_loss
@@ -60,7 +60,7 @@ class Trainer:
     """A retriever's method and header in training on rows of a cache.
 
     frozen: the cache's frozen embeddings, where all that is trained acts on them; the backbone is not run then. checkpointing: run each
-    block again in the backward pass instead of keeping what is in it.
+    block again in the backward pass instead of keeping what is in it. tokens: of the cache's frames, to train from in their place.
 
     Attributes: ``done`` and ``steps`` (of the whole training), ``epoch``, ``optimizer``, ``place``. ``tensors``, with ``place`` and
     ``done``, is all that ``restore`` needs to go on to the same end, to the bit where the device's arithmetic repeats.
@@ -75,9 +75,10 @@ class Trainer:
         frozen: FrozenEmbeddings | None = None,
         *,
         checkpointing: bool = False,
+        tokens: FeatureCache | None = None,
     ) -> None:
         self.retriever, self.cache, self.recipe = retriever, cache, recipe
-        self.frozen, self.checkpointing = frozen, checkpointing
+        self.frozen, self.checkpointing, self.tokens = frozen, checkpointing, tokens
         self.plan = Plan(cache, rows, recipe.batch_size, recipe.train_frames, recipe.seed)
         self.optimizer = make_optimizer(retriever, recipe)
         self.steps = recipe.epochs * self.plan.steps_per_epoch
@@ -97,7 +98,8 @@ class Trainer:
         """Take the steps that are left; between two of them the model may be used for anything else. Raises Diverged."""
         draws = self.plan.draws(self.recipe.epochs, self.place)
         device = self.retriever.device
-        with closing(read_ahead(self.cache, draws, device) if self.frozen is None else read_now(self.frozen.read, draws)) as batches:
+        source = self.cache if self.tokens is None else self.tokens
+        with closing(read_ahead(source, draws, device) if self.frozen is None else read_now(self.frozen.read, draws)) as batches:
             while True:
                 began = time.monotonic()
                 if (batch := next(batches, None)) is None:
@@ -111,9 +113,9 @@ class Trainer:
         """(loss, gradient norm, learning rate) of one step. Raises Diverged, with nothing changed, where they are not numbers."""
         if not self.retriever.training:  # a validation has left it otherwise
             self.retriever.train()
-        lr = self.recipe.lr * schedule(self.done, self.steps)
+        lr = self.recipe.lr * schedule(self.done, self.steps, self.recipe.optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         loss.backward()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from xmafast.backbone import Backbone
+from xmafast.cache import FeatureCache
 from xmafast.cache.lock import locked
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
@@ -21,6 +22,7 @@ from xmafast.fitting import RULE, fit_memory, remember
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.methods import Plug
 from xmafast.methods.memory import Memory
+from xmafast.prefix import TextPrefix, text_prefix
 from xmafast.retriever import WEIGHTS, Retriever
 from xmafast.training.checkpoint import (
     CHECKPOINT,
@@ -51,6 +53,7 @@ from xmafast.training.settings import (
 )
 from xmafast.training.split import Split, training_split
 from xmafast.training.stopping import Interrupted, Stop, StopSignals
+from xmafast.training.tokens import check_tokens, resumed_tokens, tokens_for
 from xmafast.training.validation import Metrics, mean_of, validate
 
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
@@ -78,6 +81,7 @@ class Watch:
     progress: Shown | None = None
     tensorboard: bool = False
     profile: bool = False
+    tell: Callable[[str], None] | None = None
 
 
 def train(
@@ -90,6 +94,9 @@ def train(
     pretrained: str | None = None,
     header: str | None = None,
     words: int | None = None,
+    at_blocks: str | None = None,
+    cache_tokens: bool | None = None,
+    recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -105,6 +112,7 @@ def train(
     save_every: str = "60s",
     report: Report | None = None,
     progress: Shown | None = None,
+    tell: Callable[[str], None] | None = None,
     tensorboard: bool = False,
     profile: bool = False,
     **options: Any,
@@ -118,11 +126,17 @@ def train(
     each batch on one, and the epoch is kept whose R-sum is highest on average. out: the run's folder; it must not hold a finished
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
     default. method: ``cross-modal`` where none is named; None trains the header alone, where it is one that trains. plugs: methods that
-    act beside it. words: the most tokens of a caption, 32. epochs, batch_size, lr, train_frames: None takes the data set's and the
-    method's defaults. patience: ends after that many epochs without a better R-sum on validation. impl: which kernels run, ``auto``,
-    ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. stream: the file of another
-    stream's features (``xmafast.StreamFile``), for a method that reads one. options: the method's, as
-    ``bottleneck=8, shared=16``.
+    act beside it. words: the most tokens of a caption, 32.
+
+    at_blocks: ``all``, or ``last:K`` to adapt the last K vision blocks and the text blocks that pair with them alone. cache_tokens: what a
+    run on the last blocks trains from; None takes the token cache where it is there and fits, True makes it where it is not, False trains
+    from the frames. recipe: ``default``, or ``paper`` for the method's published one on the data set (``xmafast.training.recipes``), which
+    fills in what is not said, the backbone too.
+
+    epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. patience: ends after that many epochs
+    without a better R-sum on validation. impl: which kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks again in the
+    backward pass, in less memory. stream: the file of another stream's features (``xmafast.StreamFile``), for a method that reads one.
+    options: the method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -134,7 +148,8 @@ def train(
     step, save, and raise Interrupted.
 
     report: called after each step, and after each epoch with the validation metrics. progress: (done, of, what), of what else takes
-    time. tensorboard: write event files too. profile: write a trace of a few steps for Chrome's viewer.
+    time. tell: called with a sentence, on what is taken or could be. tensorboard: write event files too. profile: write a trace of a few
+    steps for Chrome's viewer.
 
     Raises CacheError, UsageError, BackboneError; RunError where the loss is no longer a number, the disk is full, or there is no run to
     resume.
@@ -153,6 +168,7 @@ def train(
         "patch_drop": patch_drop,
         "seed": seed,
         "patience": patience,
+        "recipe": recipe,
     }
     settings = Settings(
         method=method,
@@ -167,6 +183,8 @@ def train(
         init=None if init is None else str(Path(init).resolve()),
         stream=None if stream is None else str(Path(stream).resolve()),
         recipe={name: value for name, value in given.items() if value is not None},
+        at_blocks=at_blocks,
+        tokens=cache_tokens,
     )
     stored: dict[str, Any] | None = None
     if resume:
@@ -181,11 +199,15 @@ def train(
         raise UsageError("A training needs a cache: the folder of a data set's caches, or one .h5 file.")
     caches = [Path(cache)] if isinstance(cache, (str, Path)) else [Path(path) for path in cache]
     split = training_split(caches)
+    if stored is None:
+        settings = settings.as_published(split)
     torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
-    retriever, recipe = build(settings, split)
+    retriever, chosen = build(settings, split)
+    if cache_tokens:
+        check_tokens(retriever, split.cache)
     if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
         begin_with(retriever, settings.init)
-    watch = Watch(report, progress, tensorboard, profile)
+    watch = Watch(report, progress, tensorboard, profile, tell)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out), full_disk_told(out):
         if stored is None:
@@ -193,7 +215,7 @@ def train(
         else:
             read_config(out)  # again, now that no other process can be at work in it
             clear_scratch(out)
-        return _Run(retriever, recipe, settings, caches, split, out, watch, cadence).go(stored)
+        return _Run(retriever, chosen, settings, caches, split, out, watch, cadence).go(stored)
 
 
 class _Run:
@@ -226,11 +248,15 @@ class _Run:
             remember(memory, self.frozen, self.split.cache, self.split.rows)
         if self.frozen:
             self._embed_captions(self.frozen)
-        config = config_of(self.retriever, self.recipe, self.settings, self.caches, self.split)
+        self.tokens = self._tokens() if stored is None else None
+        cached = bool(self.settings.tokens) if stored else self.tokens is not None
+        config = config_of(self.retriever, self.recipe, self.settings, self.caches, self.split, cached)
         if stored is None:
             write_json(self.out / CONFIG, config)
         else:
             check_same(self.out, stored, config)
+            self.tokens = resumed_tokens(self.retriever, self.split.cache, self.out) if cached else None
+        self.retriever.text_prefix = self._text_prefix()
         self.trainer = Trainer(
             self.retriever,
             self.split.cache,
@@ -238,6 +264,7 @@ class _Run:
             self.recipe,
             self.frozen,
             checkpointing=bool(self.settings.checkpointing),
+            tokens=self.tokens,
         )
         log_bytes = self._restore() if stored is not None else 0
         with ExitStack() as open_files:
@@ -272,11 +299,30 @@ class _Run:
         A batch of other captions rounds an embedding otherwise: had each step to embed its own, a run that is resumed would not see the
         bits that it would have seen.
         """
-        captions = list(dict.fromkeys(caption for row in self.split.rows for caption in self.split.cache.captions[row]))
+        captions = self._captions()
         for start in range(0, len(captions), CAPTIONS_AT_ONCE):
             frozen.text(captions[start : start + CAPTIONS_AT_ONCE])
             if self.watch.progress:
                 self.watch.progress(min(start + CAPTIONS_AT_ONCE, len(captions)), len(captions), "captions to embeddings, once")
+
+    def _captions(self) -> list[str]:
+        """Of the training set, each once."""
+        return list(dict.fromkeys(caption for row in self.split.rows for caption in self.split.cache.captions[row]))
+
+    def _tokens(self) -> FeatureCache | None:
+        """The token cache that is trained from, where there is one, for a run on the last blocks."""
+        progress = self.watch.progress
+        shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to tokens, once")
+        return tokens_for(self.retriever, self.split.cache, self.settings.tokens, tell=self.watch.tell, progress=shown)
+
+    def _text_prefix(self) -> TextPrefix | None:
+        """The captions at the first text block that is adapted, kept for the training."""
+        progress = self.watch.progress
+        shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "captions to tokens, once")
+        found = text_prefix(self.retriever, self._captions(), shown)
+        if found is None and self.retriever.adapted.first_text and self.watch.tell:
+            self.watch.tell("The captions are too many to keep in memory; their lower text blocks are run in every step.")
+        return found
 
     def _restore(self) -> int:
         """Take up the last checkpoint, where there is one; returns how much of the log is of the steps before it."""
@@ -408,6 +454,7 @@ class _Run:
         write_json(self.out / METRICS, metrics)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         self.retriever.restore(self.out / "best" / WEIGHTS)
+        self.retriever.text_prefix = None
         names = self.retriever.datasets
         self.retriever.dataset = names[0] if len(names) == 1 else None
         return Trained(self.out, self.retriever.eval(), metrics)

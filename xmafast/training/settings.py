@@ -12,12 +12,14 @@ from typing import Any, cast
 from xmafast import __version__
 from xmafast.backbone import Backbone, backbone_for, load_backbone
 from xmafast.cache.stream import StreamFile
-from xmafast.errors import RunError, UsageError
+from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods import METHODS, Plug
+from xmafast.methods.last import ALL
 from xmafast.methods.memory import Memory
 from xmafast.retriever import CONFIG as ADAPTER_CONFIG
 from xmafast.retriever import OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, best_device
 from xmafast.training.recipe import Recipe, recipe_for
+from xmafast.training.recipes import DEFAULT, NAMES, PAPER, published
 from xmafast.training.split import Split, datasets_of
 
 CONFIG, METRICS = "config.json", "metrics.json"  # a run's first file and its last
@@ -50,6 +52,8 @@ class Settings:
     init: str | None = None
     stream: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    at_blocks: str | None = None
+    tokens: bool | None = None
 
     def over(self, stored: Settings, whose: str) -> Settings:
         """These settings, filled up with stored ones. Raises UsageError for a method that is not theirs."""
@@ -71,6 +75,35 @@ class Settings:
             init=self.init or stored.init,
             stream=self.stream or stored.stream,
             recipe={**stored.recipe, **self.recipe},
+            at_blocks=self.at_blocks or stored.at_blocks,
+            tokens=stored.tokens if self.tokens is None else self.tokens,
+        )
+
+    def as_published(self, split: Split) -> Settings:
+        """These settings, filled up with the published recipe where it is asked for. Raises UsageError where there is none."""
+        if self.recipe.get("recipe", DEFAULT) not in NAMES:
+            raise unknown("recipe", str(self.recipe["recipe"]), NAMES)
+        if self.recipe.get("recipe") != PAPER:
+            return self
+        parts = ["cross-modal" if self.method is UNSET else str(self.method or "none")]
+        parts += [plug if isinstance(plug, str) else plug[0] for plug in self.plugs or ()]
+        attributes = split.cache.attributes
+        found = published("+".join(parts), str(attributes.get("dataset")))
+        frames = split.cache.shape[1]
+        if frames != found.frames and "train_frames" not in self.recipe:
+            raise UsageError(
+                f"The published recipe has {found.frames} frames a video and {split.cache.path} holds {frames}; cache again with --frames "
+                f"{found.frames} and another --out, or say how many a step takes with --train-frames (0: all)."
+            )
+        values = {"train_frames": 0, **found.values, **self.recipe}
+        if "lr" in self.recipe and "backbone_lr" not in self.recipe and found.values.get("backbone_lr"):
+            values["backbone_lr"] = found.values["backbone_lr"] * self.recipe["lr"] / found.values["lr"]  # in the published proportion
+        return replace(
+            self,
+            options={**found.options, **self.options},
+            words=found.words if self.words is None else self.words,
+            backbone=found.backbone if self.backbone is None else self.backbone,
+            recipe=values,
         )
 
 
@@ -101,6 +134,7 @@ def settings_of_run(config: Mapping[str, Any], run: Path) -> Settings:
             init=config["init"],
             stream=config.get("stream"),
             recipe=dict(config["recipe"]),
+            tokens=config["token_cache"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run / CONFIG} is damaged ({error}); restore it, or begin anew without --resume.") from error
@@ -129,6 +163,7 @@ def _settings_of_model(config: Mapping[str, Any], folders: Sequence[Path]) -> Se
         temperature=config["temperature"],
         backbone=name,
         pretrained=pretrained,
+        at_blocks=config.get("at_blocks"),
     )
 
 
@@ -161,6 +196,7 @@ def build(settings: Settings, split: Split) -> tuple[Retriever, Recipe]:
         plugs=[(name, _filled(name, given, known)) for name, given in plugs],
         words=32 if settings.words is None else settings.words,
         impl=settings.impl or "auto",
+        at_blocks=settings.at_blocks or ALL,
         **options,
     ).to(best_device())
     if not retriever.kept:
@@ -212,8 +248,10 @@ def begin_with(retriever: Retriever, run: str | Path) -> None:
     retriever.restore(folder / WEIGHTS)
 
 
-def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, caches: Sequence[Path], split: Split) -> dict[str, Any]:
-    """What config.json holds: all that a run is made from, so that it can be resumed and read."""
+def config_of(
+    retriever: Retriever, recipe: Recipe, settings: Settings, caches: Sequence[Path], split: Split, tokens: bool = False
+) -> dict[str, Any]:
+    """What config.json holds: all that a run is made from, so that it can be resumed and read. tokens: trained from a token cache."""
     import torch
 
     return {
@@ -229,6 +267,7 @@ def config_of(retriever: Retriever, recipe: Recipe, settings: Settings, caches: 
         "checkpointing": bool(settings.checkpointing),
         "init": settings.init,
         **({"stream": settings.stream, "stream_sha256": retriever.stream.fingerprint} if retriever.stream is not None else {}),
+        "token_cache": tokens,
         **retriever.config(),
     }
 
