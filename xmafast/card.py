@@ -65,7 +65,7 @@ def facts_of(run: Path, config: dict[str, Any]) -> Facts:
         try:
             holds = _holds(run, data)
             if holds is not False:
-                Record(run, data).ranks()
+                _results(record := Record(run, data), True, record.ranks().metrics(TOPK), {}, 0)
         except (KeyError, TypeError, ValueError, AttributeError):
             holds = False
         if holds is False:
@@ -167,6 +167,8 @@ def _front_matter(facts: Facts, name: str, licence: str | None, merged: bool, sh
         for task, side in (("text-to-video-retrieval", "t2v"), ("video-to-text-retrieval", "v2t"))
         for metric, value in metrics[side].items()
     ]
+    if base:
+        own |= {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
     data = ModelCardData(
         library_name="open_clip" if merged else "xmafast",
         tags=["text-video-retrieval", "video-retrieval", "clip", "open_clip", "xmafast", *_methods(facts.config).split(" + ")],
@@ -175,7 +177,6 @@ def _front_matter(facts: Facts, name: str, licence: str | None, merged: bool, sh
         eval_results=results or None,
         model_name=name if results else None,
         **own,
-        **({"base_model": base, "base_model_relation": "finetune" if merged else "adapter"} if base else {}),
     )
     return data.to_yaml().strip()
 

@@ -125,7 +125,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             for key, kind in (("options", dict), ("header", str), ("words", int), ("trainable", int), ("temperature", (int, float)))
             if not isinstance(config[key], kind)
         ]
-        if wrong or not isinstance(config.get("plugs", []), list) or not isinstance(config["method"], (str, type(None))):
+        plugs = config.get("plugs", [])
+        if not isinstance(plugs, list) or not all(isinstance(of, dict) for _, of in plugs):
+            wrong.append("plugs")
+        if wrong or not isinstance(config["method"], (str, type(None))):
             raise TypeError(wrong[0] if wrong else "method")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is not an xmafast adapter configuration ({error}); train again or restore the file.") from error

@@ -24,7 +24,7 @@ from xmafast import __version__, retriever
 from xmafast.backbone import LOCAL_CONFIG, LOCAL_WEIGHTS, Backbone
 from xmafast.card import needs_own_file
 from xmafast.errors import BackboneError, RunError, UsageError
-from xmafast.export import CARD, VOCABULARY, Exported, export, is_path, read_config, write_folder
+from xmafast.export import CARD, VOCABULARY, Exported, export, is_path, portable, read_config, write_folder
 from xmafast.hub import first_line
 from xmafast.retriever import CONFIG, OWN_BACKBONE, WEIGHTS, Retriever
 
@@ -134,6 +134,8 @@ def push(
             raise UsageError(
                 f"{source} is exported already, so {next(iter(options))} changes nothing in it; leave it out, or push the run."
             )
+        if (source / CONFIG).is_file() and (config := read_config(source)) != portable(config):
+            raise UsageError(f"{source / CONFIG} names a backbone by a path of this machine; write another folder with: xmafast export")
         return _upload(source, repo, revision, private, message, token, client, None)
     with tempfile.TemporaryDirectory() as place:
         exported = export(source, Path(place) / "export", repo=repo, **options)
@@ -237,7 +239,7 @@ def check_downloaded(folder: Path, repo: str) -> None:
     if not (folder / CONFIG).is_file():
         return
     config = read_config(folder)
-    named = [config["backbone"], config.get("second", {}), config["options"]]
+    named = [config["backbone"], config.get("second", {}), config["options"], *(options for _, options in config.get("plugs", []))]
     for of in named:
         for key in ("name", "pretrained", "second", "second_pretrained"):
             value = of.get(key)

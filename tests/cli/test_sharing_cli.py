@@ -87,6 +87,16 @@ def test_a_damaged_record_is_left_out(call, workspace, text):
     assert "eval-test.json is not of this adapter" in err
 
 
+def test_a_record_that_lacks_something_is_left_out(call, workspace):
+    path = workspace / "runs" / "a_b*c" / "eval-test.json"
+    whole = json.loads(path.read_text()) | {"cache": "/not/here/test.h5"}
+    for lost in ("protocol", "metrics", "queries", "adapted", "missing"):
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != lost}))
+        code, _, err = call("export", "a_b*c", "--out", f"out-{lost}")
+        assert code == 0, err
+        assert "eval-test.json is not of this adapter" in err
+
+
 def test_a_record_whose_cache_is_elsewhere_is_taken_and_said_to_be_unchecked(call, workspace):
     path = workspace / "runs" / "a_b*c" / "eval-test.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cache": "/not/here/test.h5"}))

@@ -105,6 +105,16 @@ def test_options_of_an_export_do_not_go_with_what_is_exported(run, hub, tmp_path
     assert not hub.calls
 
 
+def test_a_folder_that_names_a_path_of_this_machine_is_not_pushed_as_it_is(run, hub):
+    (run / "README.md").write_text("written by hand")
+    config = json.loads((run / CONFIG).read_text())
+    config["backbone"] |= {"name": "/home/me/clip", "pretrained": "local"}
+    (run / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="names a backbone by a path of this machine; write another folder with: xmafast export"):
+        push(run, "me/x", client=hub)
+    assert not hub.calls
+
+
 def test_a_merged_model_is_pulled_but_is_no_adapter(demo_backbone, hub, tmp_path):
     run = Retriever(demo_backbone, "lora").save(tmp_path / "lora")
     push(run, "me/merged", merged=True, client=hub)
@@ -173,6 +183,8 @@ def test_a_repository_has_a_name_that_can_be_one(name, tmp_path):
         ({"backbone": {"name": "ViT-B-32", "pretrained": "../evil.pt", "sha256": "0"}}, "names a backbone by a path"),
         ({"options": {"second": "~/x"}}, "names a backbone by a path"),
         ({"second": {"name": "..", "pretrained": "local", "sha256": "0"}}, "names a backbone by a path"),
+        ({"plugs": [["hada", {"second_pretrained": "/tmp/evil.pt"}]]}, "names a backbone by a path"),
+        ({"plugs": ["hada"]}, "is not an xmafast adapter configuration"),
         ({"backbone": "demo"}, "is not an xmafast adapter configuration"),
         ({"peft_type": "LORA"}, "that peft made"),
     ],
