@@ -28,7 +28,7 @@ NO_RESULTS = (
     "No evaluation of this adapter as it is now is recorded. `xmafast eval RUN CACHE`, and an export of the run after it, fill this in."
 )
 OWN_DATA = ("demo", "folder")  # data sets that the hub has no page for
-# https://huggingface.co/docs/hub/repositories-licenses; another one is given as `license: other` with its name
+# the identifiers that the hub knows; another one is given as `license: other` with its name
 LICENCES = frozenset(
     """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 artistic-2.0
