@@ -23,6 +23,7 @@ from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
 from xmafast.cli.report import report
 from xmafast.cli.search import search
+from xmafast.cli.sharing import export, pull, push
 from xmafast.cli.train import train
 from xmafast.cli.verify import verify
 from xmafast.errors import XmafastError
@@ -48,6 +49,9 @@ for name, command in (
     ("merge", merge),
     ("import", import_official),
     ("collapse", collapse),
+    ("export", export),
+    ("push", push),
+    ("pull", pull),
     ("doctor", doctor),
 ):
     app.command(name, cls=SpreadCommand)(command)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from xmafast.index import Index
     from xmafast.methods import METHODS
     from xmafast.official import import_official
-    from xmafast.retriever import Retriever, load
+    from xmafast.retriever import Retriever
+    from xmafast.sharing import load
     from xmafast.training import train
 
 _HOME = {
@@ -35,7 +36,7 @@ _HOME = {
     "build_features": "cache",
     "evaluate": "evaluation",
     "import_official": "official",
-    "load": "retriever",
+    "load": "sharing",
     "load_backbone": "backbone",
     "merge": "cache",
     "open_splits": "cache",
