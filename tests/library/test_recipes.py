@@ -102,7 +102,7 @@ def test_what_is_not_published_is_refused_with_what_is():
 
 
 def test_the_recipe_fills_in_what_is_not_said(cache_of):
-    split = training_split(cache_of("msrvtt", 12))
+    split = training_split([cache_of("msrvtt", 12)])
     found = Settings(recipe={"recipe": "paper"}).as_published(split)
     assert (found.backbone, found.words, found.options) == ("ViT-B-32", 32, {"bottleneck": 8, "shared": 16})
     recipe = Recipe(**found.recipe)
@@ -119,13 +119,13 @@ def test_the_recipe_fills_in_what_is_not_said(cache_of):
 
 def test_the_default_recipe_changes_nothing(cache_of):
     settings = Settings(recipe={"recipe": "default", "epochs": 3})
-    assert settings.as_published(training_split(cache_of("demo", 2))) is settings
+    assert settings.as_published(training_split([cache_of("demo", 2)])) is settings
     with pytest.raises(UsageError, match="recipe"):
-        Settings(recipe={"recipe": "papers"}).as_published(training_split(cache_of("msvd", 2)))
+        Settings(recipe={"recipe": "papers"}).as_published(training_split([cache_of("msvd", 2)]))
 
 
 def test_a_cache_of_other_frames_than_the_recipes_is_refused_unless_frames_are_said(cache_of):
-    split = training_split(cache_of("didemo", 4))
+    split = training_split([cache_of("didemo", 4)])
     with pytest.raises(UsageError, match=r"has 64 frames a video and .* holds 4; cache again with --frames 64"):
         Settings(recipe={"recipe": "paper"}).as_published(split)
     assert Settings(recipe={"recipe": "paper", "train_frames": 2}).as_published(split).recipe["train_frames"] == 2
