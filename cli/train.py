@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +18,10 @@ from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, interrupted_run, new_run, run_folder
 
 if TYPE_CHECKING:
+    from xmafast.distributed import Processes
     from xmafast.training import Metrics, Step, Trained
 
+SAME = 2.0  # seconds in which the first process says what another one has met too
 NONE, DEFAULT = "none", "cross-modal"  # no method: the frozen backbone under a header
 MODEL, OPTIMISING, RUN, WATCHING = "What is trained", "How it is trained", "The run", "Watching"  # the groups of --help
 
@@ -31,6 +37,7 @@ def option(group: str, text: str, name: str | None = None, **more: Any) -> Any:
 
 
 def train(
+    ctx: typer.Context,
     cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
     method: Annotated[str | None, option(MODEL, "`xmafast methods` lists them; none: the header alone (default: cross-modal).")] = None,
     bottleneck: Annotated[int | None, option(MODEL, "Width of the bottleneck (default: the method's).", min=1)] = None,
@@ -46,6 +53,9 @@ def train(
     init: Annotated[Path | None, option(MODEL, "A run whose weights the new one begins with.")] = None,
     epochs: Annotated[int | None, option(OPTIMISING, "Passes over the training data (default: the data set's).", min=1)] = None,
     batch_size: Annotated[int | None, option(OPTIMISING, "Pairs of video and caption a step (default: the data set's).", min=2)] = None,
+    micro_batch: Annotated[
+        int | None, option(OPTIMISING, "Pairs held with their graph at once, in gradients of the whole batch (default: all).", min=1)
+    ] = None,
     lr: Annotated[float | None, option(OPTIMISING, "Peak learning rate (default: the data set's, else the method's).")] = None,
     train_frames: Annotated[
         int | None, option(OPTIMISING, "Frames of each video that a step draws; 0 takes all (default: the data set's).", min=0)
@@ -63,6 +73,9 @@ def train(
     checkpointing: Annotated[
         bool | None, option(OPTIMISING, "Run each block again in the backward pass: less memory, more time.", "--checkpointing")
     ] = None,
+    nproc: Annotated[
+        int | None, option(RUN, "Processes on this machine, one a GPU, or on its CPU (default: 1, or those of torchrun).", min=1)
+    ] = None,
     out_folder: Annotated[Path | None, option(RUN, "The run's folder (default: runs/DATASET-METHOD-TIME).", "--out")] = None,
     resume: Annotated[
         bool, option(RUN, "Go on with an interrupted run, --out or the newest; other options are those it was begun with.", "--resume")
@@ -77,8 +90,9 @@ def train(
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
     xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco |
-    xmafast train --resume
+    xmafast train --nproc 8 --batch-size 1024 --micro-batch 64 | xmafast train --resume
     """
+    from xmafast.distributed import joined, launched
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
     from xmafast.training import UNSET, is_interrupted
@@ -92,48 +106,57 @@ def train(
         if chosen not in METHODS:
             raise unknown("method", chosen, [*METHODS, NONE])
         METHODS[chosen].check_options(options)
-    if resume:
-        if init:
-            raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
-        run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
-        folder = None if cache is None else cache_folder(cache, workspace)
-        note(f"Going on with {run}")
-    else:
-        folder = cache_folder(cache, workspace)
-        explain_missing_train(folder)
-        what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else init.name if init else NONE)
-        run = out_folder or new_run(workspace, dataset_of(folder), what)
-        if is_interrupted(run):
-            shown = shlex.quote(str(run))
-            note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shown}")
-        note(f"Training {what} on {folder} into {run}")
-    with bar("training", "steps", notes=True) as update:
-        trained = run_training(
-            folder,
-            run,
-            method=UNSET if chosen is None else None if chosen == NONE else chosen,
-            plugs=plugs or None,
-            backbone=backbone,
-            pretrained=pretrained,
-            header=header.value if header else None,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            train_frames=train_frames,
-            patch_drop=patch_drop,
-            patience=patience,
-            seed=seed,
-            impl=impl.value if impl else None,
-            checkpointing=checkpointing,
-            resume=resume,
-            init=run_folder(init, workspace) if init else None,
-            save_every=save_every,
-            report=shown_by(update),
-            progress=update,
-            tensorboard=tensorboard,
-            profile=profile,
-            **options,
-        )
+    if resume and init:
+        raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
+    if nproc and launched():
+        raise UsageError("torchrun has started the processes already; leave --nproc out.")
+    if nproc and nproc > 1:
+        run, folder = places(cache, out_folder, workspace, resume, what_of(chosen, plug, header, init))
+        in_processes(nproc, typed(ctx, cache=folder, out_folder=run, nproc=None), run)
+        return
+    with joined() as processes, one_voice(processes):
+        run, folder = places(cache, out_folder, workspace, resume, what_of(chosen, plug, header, init))
+        run = Path(processes.say(str(run)))  # its name may have the time in it
+        if not processes.first:
+            pass
+        elif resume:
+            note(f"Going on with {run}")
+        else:
+            if is_interrupted(run):
+                shown = shlex.quote(str(run))
+                note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shown}")
+            on = "" if processes.alone else f", in {processes.count} processes"
+            note(f"Training {what_of(chosen, plug, header, init)} on {folder} into {run}{on}")
+        with bar("training", "steps", notes=True) as update:
+            trained = run_training(
+                folder,
+                run,
+                method=UNSET if chosen is None else None if chosen == NONE else chosen,
+                plugs=plugs or None,
+                backbone=backbone,
+                pretrained=pretrained,
+                header=header.value if header else None,
+                epochs=epochs,
+                batch_size=batch_size,
+                micro_batch=micro_batch,
+                lr=lr,
+                train_frames=train_frames,
+                patch_drop=patch_drop,
+                patience=patience,
+                seed=seed,
+                impl=impl.value if impl else None,
+                checkpointing=checkpointing,
+                resume=resume,
+                init=run_folder(init, workspace) if init else None,
+                save_every=save_every,
+                report=shown_by(update),
+                progress=update,
+                tensorboard=tensorboard,
+                profile=profile,
+                **options,
+            )
+    if not processes.first:
+        return
     if profile and (trained.folder / "trace.json").exists():
         note(f"Trace: {trained.folder / 'trace.json'}, for chrome://tracing or ui.perfetto.dev")
     if tensorboard:
@@ -142,6 +165,69 @@ def train(
         print_json({"run": str(trained.folder), **trained.metrics})
     else:
         show(trained)
+
+
+def what_of(method: str | None, plugs: list[str], header: Header | None, init: Path | None) -> str:
+    """What a run is named after."""
+    named = [] if method in (None, NONE) else [str(method)]
+    return "+".join([*named, *plugs]) or (header.value if header else init.name if init else NONE)
+
+
+def places(cache: Path | None, out_folder: Path | None, workspace: Path, resume: bool, what: str) -> tuple[Path, Path | None]:
+    """(the run's folder, the cache or None for the run's own)."""
+    if resume:
+        run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
+        return run, None if cache is None else cache_folder(cache, workspace)
+    folder = cache_folder(cache, workspace)
+    explain_missing_train(folder)
+    return out_folder or new_run(workspace, dataset_of(folder), what), folder
+
+
+def typed(ctx: typer.Context, **instead: Any) -> list[str]:
+    """The command line again, of the options that were given, some of them replaced; None leaves one out."""
+    arguments, options = [], []
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        given = ctx.get_parameter_source(name)
+        value = instead[name] if name in instead else ctx.params.get(name) if given and given.name != "DEFAULT" else None
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            each = each.value if isinstance(each, Enum) else each
+            if each is None or each is False:
+                continue
+            if parameter.param_type_name == "argument":
+                arguments.append(str(each))
+            else:
+                options += [parameter.opts[0]] if each is True else [parameter.opts[0], str(each)]
+    return [ctx.command.name or "train", *options, *(["--", *arguments] if arguments else [])]
+
+
+def in_processes(count: int, command: list[str], run: Path) -> None:
+    """The same command in several processes. Exits with their code where one of them has said what failed."""
+    from xmafast.launch import launch
+
+    resume = f"xmafast train --resume --nproc {count} --out {shlex.quote(str(run))}"
+    if code := launch(count, command, resume):
+        raise typer.Exit(code)
+
+
+@contextmanager
+def one_voice(processes: Processes) -> Iterator[None]:
+    """Of what all processes would say let the first one say it; what happens in another one alone is said by that one."""
+    from xmafast.distributed import NPROC, Lost
+    from xmafast.errors import XmafastError
+    from xmafast.training import Interrupted
+
+    try:
+        yield
+    except XmafastError as error:
+        if isinstance(error, Lost) and NPROC in os.environ:  # the launcher knows more: which one, and how
+            raise typer.Exit(error.exit_code) from None
+        if processes.first:
+            raise
+        if not isinstance(error, (Lost, Interrupted)):
+            time.sleep(SAME)  # the first one waits for this one, unless it has met the same error: then all are ended now
+            note(f"xmafast: process {processes.rank} of {processes.count}: {error}")
+        raise typer.Exit(error.exit_code) from None
 
 
 def shown_by(update: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from xmafast.cache import FrameCache, FrameReader, Status
-from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
+from xmafast.distributed import ALONE, Processes
+from xmafast.embeddings import VIDEOS_AT_ONCE, Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError, DataError
-from xmafast.kernels import ranks_both_over_frames, ranks_of_scores
+from xmafast.kernels import ranks_both_over_frames, ranks_of_scores, score_positives_over_frames
 from xmafast.metrics import bootstrap, metrics_of, rank_of
 from xmafast.retriever import Retriever
 
 if TYPE_CHECKING:
     from xmafast.frozen import FrozenEmbeddings
+
+TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,31 @@ def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, 
     return Ranks(_ranks(*t2v), _ranks(v2t[0][captioned], v2t[1][captioned]))
 
 
+@torch.inference_mode()
+def rank_shards(
+    retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, video_of: Tensor, processes: Processes, counts: Sequence[int]
+) -> Ranks:
+    """``rank_both`` where each process has the frames (m, F, D) and mask (m, F) of its own videos alone, and all texts and ``video_of``.
+
+    counts: how many videos each process has, the first ones first. Ranks are sums of counts, so they are those of one process.
+    """
+    first = sum(counts[: processes.rank])
+    header, temperature = retriever.pooling, retriever.temperature
+    own = torch.zeros(len(text), dtype=torch.float64, device=text.device)
+    if len(frames):
+        own = score_positives_over_frames(text, frames, mask, video_of, header=header, temperature=temperature, offset=first)
+    own = processes.sum(own)
+    t2v, v2t = torch.zeros(2, len(text), dtype=torch.int64, device=text.device), torch.zeros(0, 2, dtype=torch.int64, device=text.device)
+    if len(frames):
+        rows, columns = ranks_both_over_frames(
+            text, frames, mask, video_of, header=header, temperature=temperature, offset=first, positive_scores=own, impl=retriever.impl
+        )
+        t2v, v2t = torch.stack(rows), torch.stack(columns, dim=1)
+    t2v, v2t = processes.sum(t2v), processes.gather(v2t, counts)
+    captioned = video_of.unique()
+    return Ranks(_ranks(*t2v), _ranks(*v2t[captioned].T))
+
+
 def rank_matrix(similarity: np.ndarray) -> Ranks:
     """Ranks of an (N, N) similarity matrix, texts by videos, whose diagonal holds the positives. Raises DataError for another shape."""
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not similarity.size:
@@ -76,11 +105,14 @@ def rank_cache(
     store: Path | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
+    processes: Processes = ALONE,
 ) -> Ranks:
     """Ranks over the captioned rows of a cache that are done, or over ``rows``.
 
     captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
-    cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
+    cache's, for a method on features, which then acts on them. processes: those that share out the videos, and get the ranks that one
+    process would find: each embeds whole batches of the same videos, so that no embedding is rounded otherwise. Raises CacheError where
+    no row can be used.
     """
     done = cache.rows
     wanted = done if rows is None else rows
@@ -88,7 +120,12 @@ def rank_cache(
     if not len(wanted):
         reason = "has no video that could be decoded" if not len(done) else "has no captions to query with"
         raise CacheError(f"{cache.path} {reason}; `xmafast cache` lists what is missing.")
-    if frozen is not None:
+    texts = [list(cache.captions[row][:captions]) for row in wanted]
+    counts = _in_batches(len(wanted), VIDEOS_AT_ONCE, processes)
+    wanted = wanted[sum(counts[: processes.rank]) :][: counts[processes.rank]]
+    if frozen is not None and not len(wanted):
+        frames, mask = frozen.read(wanted)
+    elif frozen is not None:
         frames, mask = frozen.read(wanted)
         frames = adapt_frames(retriever, frames, mask)
     elif store is None:
@@ -97,11 +134,24 @@ def rank_cache(
         frames, mask = stored_embeddings(retriever, cache, store, progress)
         index = torch.from_numpy(np.searchsorted(done, wanted)).to(frames.device)
         frames, mask = frames[index], mask[index]
-    texts = [list(cache.captions[row][:captions]) for row in wanted]
+    frames, mask = frames.to(retriever.device), mask.to(retriever.device)  # also those of no video
     video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
     queries = [caption for group in texts for caption in group]
-    text = (embed_texts(retriever, queries) if frozen is None else adapt_texts(retriever, frozen.text(queries))).to(frames.device)
-    return rank_both(retriever, text, frames, mask, video_of)
+    if frozen is not None:
+        text = adapt_texts(retriever, frozen.text(queries)).to(frames.device)
+    else:
+        shares = _in_batches(len(queries), TEXTS_AT_ONCE, processes)
+        own = queries[sum(shares[: processes.rank]) :][: shares[processes.rank]]
+        text = processes.gather(embed_texts(retriever, own, TEXTS_AT_ONCE).to(frames.device), shares)
+    if processes.alone:
+        return rank_both(retriever, text, frames, mask, video_of)
+    return rank_shards(retriever, text, frames, mask, video_of, processes, counts)
+
+
+def _in_batches(total: int, size: int, processes: Processes) -> list[int]:
+    """How many of ``total`` items each process has, where all but the last batch of ``size`` are whole."""
+    ends = [min(end * size, total) for end in accumulate(processes.counts(-(-total // size)))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from xmafast.backbone import Backbone
 from xmafast.cache.lock import locked
+from xmafast.distributed import Lost, Processes, joined
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
 from xmafast.evaluation import protocol, r_sum, rank_cache
@@ -32,7 +33,8 @@ from xmafast.training.checkpoint import (
     write_checkpoint,
 )
 from xmafast.training.folder import check_free, clear_scratch, empty_folder, write_json
-from xmafast.training.log import LOG, Log, Profile, TensorBoard, peak_memory, require_tensorboard
+from xmafast.training.gradients import check_micro_batch
+from xmafast.training.log import LOG, Log, NoLog, Profile, TensorBoard, peak_memory, require_tensorboard
 from xmafast.training.loop import Diverged, Step, Trainer
 from xmafast.training.recipe import Recipe
 from xmafast.training.settings import (
@@ -55,6 +57,7 @@ from xmafast.training.stopping import Interrupted, Stop, StopSignals
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
 CAPTIONS_AT_ONCE = 256
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Metrics = dict[str, dict[str, float]]
 Report = Callable[[Step, Metrics | None], None]
@@ -92,6 +95,7 @@ def train(
     words: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     lr: float | None = None,
     train_frames: int | None = None,
     patch_drop: float | None = None,
@@ -117,9 +121,10 @@ def train(
     run or anything else, and one that was interrupted is begun anew. backbone: one in memory or a name; None takes the cache's
     default. method: ``cross-modal`` where none is named; None trains the header alone, where it is one that trains. plugs: methods that
     act beside it. words: the most tokens of a caption, 32. epochs, batch_size, lr, train_frames: None takes the data set's and the
-    method's defaults. patience: ends after that many epochs without a better R-sum on validation. impl: which kernels run, ``auto``,
-    ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. options: the method's, as
-    ``bottleneck=8, shared=16``.
+    method's defaults. micro_batch: how many pairs of a batch are held with their graph at once; the gradients are those of the whole
+    batch (``xmafast.training.gradients``). patience: ends after that many epochs without a better R-sum on validation. impl: which
+    kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. options: the
+    method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -129,6 +134,9 @@ def train(
     without the interruption, to the bit. save_every: how often a checkpoint is written beside each epoch's, seconds as ``60s`` or steps as
     ``200``. init: a run whose weights this new one begins with; its model is the default. SIGTERM and SIGINT end the training with its
     step, save, and raise Interrupted.
+
+    In processes that ``torchrun`` or ``xmafast.launch`` has started, each takes its share of every batch, and of each validation; the
+    first one alone writes the folder, which all of them see, and calls ``report`` and ``progress`` (docs/scaling.md).
 
     report: called after each step, and after each epoch with the validation metrics. progress: (done, of, what), of what else takes
     time. tensorboard: write event files too. profile: write a trace of a few steps for Chrome's viewer.
@@ -145,6 +153,7 @@ def train(
     given = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "micro_batch": micro_batch,
         "lr": lr,
         "train_frames": train_frames,
         "patch_drop": patch_drop,
@@ -164,32 +173,46 @@ def train(
         init=None if init is None else str(Path(init).resolve()),
         recipe={name: value for name, value in given.items() if value is not None},
     )
+    with joined() as processes:
+        watch = Watch(report, progress, tensorboard, profile) if processes.first else Watch()
+        return _train(out, cache, settings, resume, watch, cadence, processes)
+
+
+def _train(
+    out: Path, cache: str | Path | None, settings: Settings, resume: bool, watch: Watch, cadence: Cadence, processes: Processes
+) -> Trained:
+    """``train``, as one of the processes that do it."""
     stored: dict[str, Any] | None = None
     if resume:
         stored = read_config(out)
         settings = settings.over(settings_of_run(stored, out), f"The run {out}")
         cache = stored["cache"] if cache is None else cache
     else:
-        check_free(out)
-        if init is not None:
-            settings = settings.over(settings_of_adapter(init), f"The run {init}")
+        if processes.first:
+            check_free(out)
+        if settings.init is not None:
+            settings = settings.over(settings_of_adapter(settings.init), f"The run {settings.init}")
     if cache is None:
         raise UsageError("A training needs a cache: the folder of a data set's caches, or one .h5 file.")
     cache = Path(cache)
     split = training_split(cache)
     torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
     retriever, recipe = build(settings, split)
+    if recipe.micro_batch:
+        check_micro_batch(retriever)
     if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
         begin_with(retriever, settings.init)
-    watch = Watch(report, progress, tensorboard, profile)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out), full_disk_told(out):
-        if stored is None:
+    with locked(out) if processes.first else nullcontext(), full_disk_told(out):
+        if not processes.first:
+            pass
+        elif stored is None:
             empty_folder(out)
         else:
             read_config(out)  # again, now that no other process can be at work in it
             clear_scratch(out)
-        return _Run(retriever, recipe, settings, cache, split, out, watch, cadence).go(stored)
+        processes.wait()
+        return _Run(retriever, recipe, settings, cache, split, out, watch, cadence, processes).go(stored)
 
 
 class _Run:
@@ -205,9 +228,10 @@ class _Run:
         out: Path,
         watch: Watch,
         cadence: Cadence,
+        processes: Processes,
     ) -> None:
         self.retriever, self.recipe, self.settings, self.cache, self.split = retriever, recipe, settings, cache, split
-        self.out, self.watch, self.cadence = out, watch, cadence
+        self.out, self.watch, self.cadence, self.processes = out, watch, cadence, processes
         self.began = time.monotonic()  # and as much earlier as the run has been trained before
         self.history: list[dict[str, Any]] = []
         self.fitted: dict[str, Any] = {}
@@ -222,9 +246,9 @@ class _Run:
             remember(memory, self.frozen, self.split.cache, self.split.rows)
         if self.frozen:
             self._embed_captions(self.frozen)
-        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split)
+        config = config_of(self.retriever, self.recipe, self.settings, self.cache, self.split) | {"processes": self.processes.count}
         if stored is None:
-            write_json(self.out / CONFIG, config)
+            self._write(CONFIG, config)
         else:
             check_same(self.out, stored, config)
         self.trainer = Trainer(
@@ -234,10 +258,13 @@ class _Run:
             self.recipe,
             self.frozen,
             checkpointing=bool(self.settings.checkpointing),
+            processes=self.processes,
         )
+        self.trainer.asks = self._asks
         log_bytes = self._restore() if stored is not None else 0
+        self.processes.wait()  # for all to have read the checkpoint
         with ExitStack() as open_files:
-            self.log = open_files.enter_context(closing(Log(self.out / LOG, log_bytes)))
+            self.log = open_files.enter_context(closing(Log(self.out / LOG, log_bytes) if self.processes.first else NoLog()))
             self.board = self.trace = None
             if self.watch.tensorboard:
                 self.board = open_files.enter_context(closing(TensorBoard(self.out, self.trainer.done)))
@@ -258,9 +285,14 @@ class _Run:
             return None, None
         progress = self.watch.progress
         shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to embeddings, once")
+        if not self.processes.first:
+            self.processes.wait()  # for the first one to have stored them, where it can
         frozen = FrozenEmbeddings(self.retriever, self.split.cache, shown)
         same = self.split.val_cache is self.split.cache
-        return frozen, frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+        validation = frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+        if self.processes.first:
+            self.processes.wait()
+        return frozen, validation
 
     def _embed_captions(self, frozen: FrozenEmbeddings) -> None:
         """Embed the captions before the first step, in an order of their own.
@@ -289,10 +321,11 @@ class _Run:
         return state.log_bytes
 
     def _save(self) -> None:
-        trainer = self.trainer
-        seconds = time.monotonic() - self.began
-        state = State(trainer.done, trainer.place, seconds, self.log.synced(), self.history, self.fitted)
-        write_checkpoint(self.out, trainer.tensors(), state)
+        trainer, tensors = self.trainer, self.trainer.tensors()
+        if self.processes.first:
+            seconds = time.monotonic() - self.began
+            state = State(trainer.done, trainer.place, seconds, self.log.synced(), self.history, self.fitted)
+            write_checkpoint(self.out, tensors, state)
         self.saved = trainer.done
         self.cadence.saved()
 
@@ -311,6 +344,9 @@ class _Run:
                             return
         except Diverged as error:
             raise self._diverged(error) from error
+        except Lost as error:
+            kept = "No checkpoint was written before" if self.saved is None else f"The last checkpoint is of step {self.saved}"
+            raise Lost(f"{error} {kept}; go on with: {resume_command(self.out)}") from error
         except Stop as stop:
             name, done = signal.Signals(stop.number).name, self.trainer.done
             message = f"Stopped by {name} after step {done} of {self.trainer.steps}, which is saved; go on with: {resume_command(self.out)}"
@@ -337,18 +373,34 @@ class _Run:
             self.board.step(step)
         if self.trace:
             self.trace.step()
-        if step.ends_epoch:
+        number, due = self._asked(step.step)
+        if step.ends_epoch or number is not None or due:
             self._save()  # before the validation, which can be done again
+        if number is not None:
+            raise Stop(number)
+        if step.ends_epoch:
             self._validate(step)
-        elif self.stop.received is not None or self.cadence.due(step.step):
-            self._save()
-        self.stop.check()
+        if self.processes.alone:
+            self.stop.check()
+
+    def _asks(self) -> list[float]:
+        """What the others must know to stop or save after the same step: signals that came here, whether a checkpoint is due."""
+        due = self.processes.first and self.cadence.due(self.trainer.done + 1)
+        return [*(float(self.stop.received == number) for number in SIGNALS), float(due)]
+
+    def _asked(self, step: int) -> tuple[int | None, bool]:
+        """(the signal that came to any process, whether a checkpoint is due)."""
+        if self.processes.alone:
+            return self.stop.received, self.cadence.due(step)
+        *received, due = self.trainer.told
+        return next((number for number, count in zip(SIGNALS, received, strict=True) if count), None), bool(due)
 
     def _validate(self, step: Step | None) -> None:
         """step: the epoch's last, where this process has taken it."""
         with self.stop.at_once():
             rows, frozen = self.split.val_rows, self.val_frozen
-            validation = rank_cache(self.retriever, self.split.val_cache, rows, captions=1, frozen=frozen).metrics()
+            ranks = rank_cache(self.retriever, self.split.val_cache, rows, captions=1, frozen=frozen, processes=self.processes)
+            validation = ranks.metrics()
         self._ended(self.trainer.epoch, validation)
         if step and self.watch.report:
             self.watch.report(step, validation)
@@ -365,9 +417,15 @@ class _Run:
         self.log.write(row)
         if self.board:
             self.board.epoch(row, self.trainer.done)
+        if not self.processes.first:
+            return
         self.retriever.save(self.out / "last")
         if self._best() is row:
             self.retriever.save(self.out / "best")
+
+    def _write(self, name: str, value: object) -> None:
+        if self.processes.first:
+            write_json(self.out / name, value)
 
     def _diverged(self, error: Diverged) -> RunError:
         """Write down which batch it was, all of it, and say what can be done."""
@@ -398,7 +456,9 @@ class _Run:
         if self.recipe.patience:
             early = len(self.history) < self.recipe.epochs
             metrics["early_stopping"] = {"patience": self.recipe.patience, "stopped": early, "epochs_planned": self.recipe.epochs}
-        write_json(self.out / METRICS, metrics)
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self._write(METRICS, metrics)
+        if self.processes.first:
+            (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self.processes.wait()
         self.retriever.restore(self.out / "best" / WEIGHTS)
         return Trained(self.out, self.retriever.eval(), metrics)
