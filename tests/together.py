@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import forkserver
@@ -25,7 +26,7 @@ from torch import Tensor
 from xmafast import training
 from xmafast.backbone import Backbone, load_backbone
 from xmafast.cache import FrameCache
-from xmafast.distributed import ALONE, Processes, joined
+from xmafast.distributed import Processes, joined
 from xmafast.evaluation import rank_cache
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import sharded_info_nce
@@ -118,13 +119,16 @@ def step(
     count: int,
     micro_batch: int = 0,
     on: Backbone | None = None,
+    pairs: list[tuple[int, int]] | None = None,
+    patch_drop: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The loss and the gradients of a step on ``count`` pairs."""
+    """The loss and the gradients of a step on ``count`` pairs, or on those."""
     cache, model = FrameCache(path), model_of(method, header, on or backbone(), **options)
+    model.patch_drop = patch_drop
     frozen = FrozenEmbeddings(model, cache) if model.on_features else None
     trainer = Trainer(model, cache, cache.rows, Recipe(1, 2, micro_batch=micro_batch), frozen, processes=processes)
-    pairs = pairs_of(cache, count)
+    pairs = pairs or pairs_of(cache, count)
     draw = Draw(pairs, None, Place(), np.array([row for row, _ in pairs])).part(processes)
     shape = (0, *cache.shape[1:])
     frames, mask = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape[:2], dtype=torch.bool)
@@ -136,7 +140,7 @@ def step(
     return loss, {name: parameter.grad for name, parameter in model.trained.items()}
 
 
-def nothing_in_common(processes: Processes, own: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def exchanged(processes: Processes, own: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """gather, scatter_sum of what was gathered times the rank from 1, and maximum."""
     part = own.split(counts)[processes.rank]
     every = processes.gather(part, counts)
@@ -173,8 +177,25 @@ def noise(processes: Processes, path: Path) -> tuple[Tensor, Tensor]:
     return torch.cat([p.detach().flatten() for p in model.trained.values()]), torch.rand(4)
 
 
-def run(processes: Processes, path: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return training.train(path, out, backbone=backbone(), **options).metrics
+def run(processes: Processes, path: Path, out: Path, stop_at: int = 0, rank: int = 0, **options: Any) -> tuple[Any, list[int]]:
+    """(metrics or what an interrupted training says, the steps that were reported). stop_at: in which step a signal comes to ``rank``."""
+    reported: list[int] = []
+    real, calls = Trainer.backward, []
+
+    def backward(trainer: Trainer, batch: Batch) -> Tensor:
+        calls.append(1)
+        if len(calls) == stop_at and processes.rank == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "backward", backward)
+        try:
+            given = {} if options.get("resume") else {"cache": path}
+            found = training.train(out=out, backbone=backbone(), report=lambda step, _: reported.append(step.step), **given, **options)
+        except training.Interrupted as stopped:
+            return str(stopped), reported
+    return found.metrics, reported
 
 
 def read_rows(processes: Processes, path: Path, batch_size: int) -> list[list[int]]:
@@ -190,6 +211,3 @@ def read_rows(processes: Processes, path: Path, batch_size: int) -> list[list[in
     for _ in Trainer(Retriever(backbone()), cache, cache.rows, Recipe(1, batch_size), processes=processes).run():
         pass
     return found
-
-
-__all__ = ["ALONE", "Crew"]
