@@ -198,7 +198,8 @@ def typed(ctx: typer.Context, **instead: Any) -> list[str]:
                 arguments.append(str(each))
             else:
                 options += [parameter.opts[0]] if each is True else [parameter.opts[0], str(each)]
-    return [ctx.command.name or "train", *options, *(["--", *arguments] if arguments else [])]
+    debug = ["--debug"] if ctx.parent and ctx.parent.params.get("debug") else []
+    return [*debug, ctx.command.name or "train", *options, *(["--", *arguments] if arguments else [])]
 
 
 def in_processes(count: int, command: list[str], run: Path) -> None:
@@ -224,8 +225,8 @@ def one_voice(processes: Processes) -> Iterator[None]:
             raise typer.Exit(error.exit_code) from None
         if processes.first:
             raise
+        time.sleep(SAME)  # the first one waits for this one, unless it ends for the same reason, and says so: then all are ended now
         if not isinstance(error, (Lost, Interrupted)):
-            time.sleep(SAME)  # the first one waits for this one, unless it has met the same error: then all are ended now
             note(f"xmafast: process {processes.rank} of {processes.count}: {error}")
         raise typer.Exit(error.exit_code) from None
 

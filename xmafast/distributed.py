@@ -21,6 +21,7 @@ from xmafast.errors import RunError, UsageError
 LONGEST = timedelta(hours=6)  # that one may wait for another, as while the first embeds a data set; a death is noticed at once
 CPU = torch.device("cpu")
 NPROC = "XMAFAST_NPROC"  # in the environment of what --nproc has started: how many
+PARENT = "XMAFAST_PARENT"  # which process has
 
 
 class Lost(RunError):
@@ -133,6 +134,11 @@ def _told() -> Iterator[None]:
 def launched() -> bool:
     """Whether ``torchrun``, or anything that sets the same variables, has started this process with others."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def orphaned() -> bool:
+    """Whether the process that has started this one for --nproc was killed."""
+    return os.environ.get(PARENT, "") not in ("", str(os.getppid()))
 
 
 def check_gpus(count: int) -> None:

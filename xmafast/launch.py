@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from xmafast.distributed import NPROC, check_gpus
+from xmafast.distributed import NPROC, PARENT, check_gpus
 from xmafast.errors import RunError
 
 LEAVING = 60  # seconds that a process has to end its step and save, where the launcher can be told
@@ -30,7 +30,7 @@ def launch(count: int, arguments: Sequence[str], resume: str) -> int:
     for name in [*logging.root.manager.loggerDict]:
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what is to be said is said here
-    os.environ[NPROC] = str(count)
+    os.environ |= {NPROC: str(count), PARENT: str(os.getpid())}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -51,12 +51,12 @@ def launch(count: int, arguments: Sequence[str], resume: str) -> int:
             return error.get_first_failure()[1].exitcode
         rank, failure = min(killed.items(), key=lambda item: item[1].timestamp)
         name = signal.Signals(-failure.exitcode).name
-        often = ", as a machine does that is out of memory" if name == "SIGKILL" else ""
+        often = " (which a machine that is out of memory sends)" if name == "SIGKILL" else ""
         raise RunError(
             f"Process {rank} of {count} (pid {failure.pid}) was killed by {name}{often}, and the others were ended; go on with: {resume}"
         ) from None
     except SignalException as stop:  # it was passed on, and the first process has said what is saved
         return 128 + int(stop.sigval)
     finally:
-        del os.environ[NPROC]
+        del os.environ[NPROC], os.environ[PARENT]
     return 0

@@ -14,7 +14,7 @@ import torch
 
 from xmafast.backbone import Backbone
 from xmafast.cache.lock import locked
-from xmafast.distributed import Lost, Processes, joined
+from xmafast.distributed import Lost, Processes, joined, orphaned
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
 from xmafast.evaluation import protocol, r_sum, rank_cache
@@ -58,6 +58,7 @@ CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions
 
 CAPTIONS_AT_ONCE = 256
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 2.0  # seconds
 
 Metrics = dict[str, dict[str, float]]
 Report = Callable[[Step, Metrics | None], None]
@@ -236,7 +237,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.fitted: dict[str, Any] = {}
         self.saved: int | None = None  # the step of the last checkpoint
-        self.stop = StopSignals()
+        self.stop = StopSignals(echo=0.0 if processes.alone else ECHO)
 
     def go(self, stored: dict[str, Any] | None) -> Trained:
         """From the first file of the run to its last; stored: the config.json of one that is gone on with."""
@@ -377,6 +378,7 @@ class _Run:
         if step.ends_epoch or number is not None or due:
             self._save()  # before the validation, which can be done again
         if number is not None:
+            self.processes.wait()  # for the first one to have saved: a launcher ends all when one has ended
             raise Stop(number)
         if step.ends_epoch:
             self._validate(step)
@@ -386,7 +388,8 @@ class _Run:
     def _asks(self) -> list[float]:
         """What the others must know to stop or save after the same step: signals that came here, whether a checkpoint is due."""
         due = self.processes.first and self.cadence.due(self.trainer.done + 1)
-        return [*(float(self.stop.received == number) for number in SIGNALS), float(due)]
+        number = signal.SIGTERM if orphaned() else self.stop.received
+        return [*(float(number == each) for each in SIGNALS), float(due)]
 
     def _asked(self, step: int) -> tuple[int | None, bool]:
         """(the signal that came to any process, whether a checkpoint is due)."""
