@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xmafast.distributed import Processes
     from xmafast.training import Metrics, Step, Trained
 
-SAME = 2.0  # seconds in which the first process says what another one has met too
+SAME = 10.0  # seconds in which the first process says, and ends with, what another one has met too
 NONE, DEFAULT = "none", "cross-modal"  # no method: the frozen backbone under a header
 MODEL, OPTIMISING, RUN, WATCHING = "What is trained", "How it is trained", "The run", "Watching"  # the groups of --help
 

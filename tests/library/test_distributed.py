@@ -178,14 +178,24 @@ def test_each_reads_only_its_share_of_every_batch(crews, cache):
 # validation
 
 
-@pytest.mark.parametrize(("method", "header"), [("cross-modal", "text-conditioned"), ("cross-modal", "mean"), ("clip-adapter", None)])
-def test_ranks_are_exactly_those_of_one_process(crews, demo_backbone, tmp_path, method, header):
-    path = tmp_path / "val.h5"
-    build_cache(demo_split("train", 2 * VIDEOS_AT_ONCE + 3), path, frames=2, sampling="uniform", size=32, workers=1)
-    alone = together.ranks(ALONE, path, method, header)
-    assert (len(alone[1]), alone[0].max() > 1) == (2 * VIDEOS_AT_ONCE + 3, True)
+@pytest.fixture(scope="module")
+def two_batches(tmp_path_factory):
+    """More videos than are embedded at once: a batch and two videos, so that one of three processes has none."""
+    path = tmp_path_factory.mktemp("cache") / "val.h5"
+    build_cache(demo_split("train", VIDEOS_AT_ONCE + 2), path, frames=2, sampling="uniform", size=32, workers=1)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [("cross-modal", "text-conditioned"), pytest.param("cross-modal", "mean", marks=pytest.mark.slow), ("clip-adapter", None)],
+)
+def test_ranks_are_exactly_those_of_one_process(crews, two_batches, method, header):
+    alone = together.ranks(ALONE, two_batches, method, header)
+    assert len(alone[1]) == VIDEOS_AT_ONCE + 2
+    assert alone[0].max() > 1
     for crew in crews.values():
-        for found in crew.all(together.ranks, path, method, header):
+        for found in crew.all(together.ranks, two_batches, method, header):
             assert all((a == b).all() for a, b in zip(found, alone, strict=True))
 
 
@@ -225,10 +235,13 @@ def test_a_run_can_be_gone_on_with_in_other_numbers(crews, cache, tmp_path, demo
 # micro-batches
 
 
-@pytest.mark.parametrize(("method", "header"), [("cross-modal", "text-conditioned"), ("mv-adapter", "mean"), ("clip-adapter", None)])
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [("cross-modal", "text-conditioned"), pytest.param("mv-adapter", "mean", marks=pytest.mark.slow), ("clip-adapter", None)],
+)
 def test_micro_batches_have_the_gradients_of_the_whole_batch(cache, demo_backbone, method, header):
     wanted = together.step(ALONE, cache, method, header, 7, on=demo_backbone)
-    for size in (2, 3, 6):
+    for size in (3, 6) if header == "text-conditioned" else (2,):
         assert_the_same_step(together.step(ALONE, cache, method, header, 7, size, on=demo_backbone), wanted)
     assert torch.equal(together.step(ALONE, cache, method, header, 7, 7, on=demo_backbone)[0], wanted[0])
 
