@@ -46,10 +46,11 @@ def launch(count: int, arguments: Sequence[str], resume: str) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "xmafast.cli", *arguments)
     except ChildFailedError as error:
-        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
-        if not killed:
-            return error.get_first_failure()[1].exitcode
-        rank, failure = min(killed.items(), key=lambda item: item[1].timestamp)
+        # those that it has ended itself, once one had failed, are listed as well
+        failed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode != -signal.SIGTERM} or error.failures
+        rank, failure = min(failed.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+        if failure.exitcode >= 0:
+            return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
         often = " (which a machine that is out of memory sends)" if name == "SIGKILL" else ""
         raise RunError(

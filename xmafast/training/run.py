@@ -400,7 +400,7 @@ class _Run:
 
     def _validate(self, step: Step | None) -> None:
         """step: the epoch's last, where this process has taken it."""
-        with self.stop.at_once():
+        with self.stop.at_once() if self.processes.alone else nullcontext():  # others would wait for one that leaves it
             rows, frozen = self.split.val_rows, self.val_frozen
             ranks = rank_cache(self.retriever, self.split.val_cache, rows, captions=1, frozen=frozen, processes=self.processes)
             validation = ranks.metrics()
