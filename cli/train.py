@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +39,6 @@ def option(group: str, text: str, name: str | None = None, **more: Any) -> Any:
 
 
 def train(
-    ctx: typer.Context,
     cache: Annotated[Path | None, typer.Argument(help="A cache's folder, or a data set's name (default: the newest cache).")] = None,
     method: Annotated[str | None, option(MODEL, "`xmafast methods` lists them; none: the header alone (default: cross-modal).")] = None,
     bottleneck: Annotated[int | None, option(MODEL, "Width of the bottleneck (default: the method's).", min=1)] = None,
@@ -92,6 +93,7 @@ def train(
     xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco |
     xmafast train --nproc 8 --batch-size 1024 --micro-batch 64 | xmafast train --resume
     """
+    given = locals()
     from xmafast.distributed import joined, launched
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
@@ -112,7 +114,7 @@ def train(
         raise UsageError("torchrun has started the processes already; leave --nproc out.")
     if nproc and nproc > 1:
         run, folder = places(cache, out_folder, workspace, resume, what_of(chosen, plug, header, init))
-        in_processes(nproc, typed(ctx, cache=folder, out_folder=run, nproc=None), run)
+        in_processes(nproc, typed(given | {"cache": folder, "out_folder": run, "nproc": None}), run)
         return
     with joined() as processes, one_voice(processes):
         run, folder = places(cache, out_folder, workspace, resume, what_of(chosen, plug, header, init))
@@ -183,23 +185,22 @@ def places(cache: Path | None, out_folder: Path | None, workspace: Path, resume:
     return out_folder or new_run(workspace, dataset_of(folder), what), folder
 
 
-def typed(ctx: typer.Context, **instead: Any) -> list[str]:
-    """The command line again, of the options that were given, some of them replaced; None leaves one out."""
+def typed(given: dict[str, Any]) -> list[str]:
+    """The command line of ``train`` with these options; those that have their default are left out."""
     arguments, options = [], []
-    for parameter in ctx.command.params:
-        name = str(parameter.name)
-        given = ctx.get_parameter_source(name)
-        value = instead[name] if name in instead else ctx.params.get(name) if given and given.name != "DEFAULT" else None
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            each = each.value if isinstance(each, Enum) else each
-            if each is None or each is False:
-                continue
-            if parameter.param_type_name == "argument":
-                arguments.append(str(each))
-            else:
-                options += [parameter.opts[0]] if each is True else [parameter.opts[0], str(each)]
-    debug = ["--debug"] if ctx.parent and ctx.parent.params.get("debug") else []
-    return [*debug, ctx.command.name or "train", *options, *(["--", *arguments] if arguments else [])]
+    for name, parameter in inspect.signature(train, eval_str=True).parameters.items():
+        value, info = given[name], parameter.annotation.__metadata__[0]
+        if value is None or value == parameter.default:
+            continue
+        if isinstance(info, typer.models.ArgumentInfo):
+            arguments.append(str(value))
+            continue
+        names = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
+        option = names[0] if names else "--" + name.replace("_", "-")
+        for each in value if isinstance(value, list) else [value]:
+            options += [option] if each is True else [option, str(each.value if isinstance(each, Enum) else each)]
+    debug = ["--debug"] if "--debug" in sys.argv else []
+    return [*debug, "train", *options, *(["--", *arguments] if arguments else [])]
 
 
 def in_processes(count: int, command: list[str], run: Path) -> None:

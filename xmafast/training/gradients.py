@@ -29,9 +29,8 @@ States = tuple[Tensor, Tensor | None]  # of the CPU's generator, of the GPU's
 def check_micro_batch(retriever: Retriever) -> None:
     """Raise UsageError for a method whose own loss terms cannot be taken apart into micro-batches."""
     method = retriever.method
-    parts = method.parts.values() if isinstance(method, Combined) else [method]
-    for part in parts:
-        if part is not None and type(part).extra_loss is not Method.extra_loss:
+    for part in method.parts.values() if isinstance(method, Combined) else [method]:
+        if isinstance(part, Method) and type(part).extra_loss is not Method.extra_loss:
             raise UsageError(
                 f"--micro-batch cannot be used with {part.name!r}, whose own loss terms run the encoders on the whole batch at once; "
                 "leave it out, and take --checkpointing or more processes for memory."
@@ -67,14 +66,15 @@ def share_backward(
         width = retriever.embed_dim
         leaves = [torch.zeros(shape, device=device, requires_grad=True) for shape in ((0, width), (0, frames.shape[1], width))]
     scale = retriever.logit_scale
-    learnt = isinstance(scale, Tensor) and scale.requires_grad
-    if isinstance(scale, Tensor):
-        scale = scale.detach().requires_grad_(learnt)
+    learnt = scale if isinstance(scale, Tensor) and scale.requires_grad else None
+    if learnt is not None:
+        scale = learnt.detach().requires_grad_()
+        leaves.append(scale)
     share = sharded_contrastive_loss(retriever, leaves[0], leaves[1], mask, groups, processes, counts, scale)
-    gradients = torch.autograd.grad(share, [*leaves, *([scale] if isinstance(scale, Tensor) and learnt else [])])
+    gradients = torch.autograd.grad(share, leaves)
     total = share.detach()
-    if learnt:
-        torch.autograd.backward([retriever.logit_scale], [gradients[2]])  # type: ignore[list-item]
+    if learnt is not None:
+        torch.autograd.backward([learnt], [gradients[2]])
     if twice:
         for piece, state in zip(pieces, states, strict=True):
             _set_random_states(state, device)
