@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +20,10 @@ from xmafast.cli.output import bar, metrics_table, note, out, print_json
 from xmafast.cli.workspace import cache_folder, interrupted_run, new_run, run_folder
 
 if TYPE_CHECKING:
+    from xmafast.distributed import Processes
     from xmafast.training import Metrics, Step, Trained
 
+SAME = 10.0  # seconds in which the first process says, and ends with, what another one has met too
 NONE, DEFAULT = "none", "cross-modal"  # no method: the frozen backbone under a header
 MODEL, OPTIMISING, RUN, WATCHING = "What is trained", "How it is trained", "The run", "Watching"  # the groups of --help
 
@@ -71,6 +79,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, option(OPTIMISING, "Passes over the training data (default: the data set's).", min=1)] = None,
     batch_size: Annotated[int | None, option(OPTIMISING, "Pairs of video and caption a step (default: the data set's).", min=2)] = None,
+    micro_batch: Annotated[
+        int | None, option(OPTIMISING, "Pairs held with their graph at once, in gradients of the whole batch (default: all).", min=1)
+    ] = None,
     lr: Annotated[float | None, option(OPTIMISING, "Peak learning rate (default: the data set's, else the method's).")] = None,
     train_frames: Annotated[
         int | None, option(OPTIMISING, "Frames of each video that a step draws; 0 takes all (default: the data set's).", min=0)
@@ -88,6 +99,9 @@ def train(
     checkpointing: Annotated[
         bool | None, option(OPTIMISING, "Run each block again in the backward pass: less memory, more time.", "--checkpointing")
     ] = None,
+    nproc: Annotated[
+        int | None, option(RUN, "Processes on this machine, one a GPU, or on its CPU (default: 1, or those of torchrun).", min=1)
+    ] = None,
     out_folder: Annotated[Path | None, option(RUN, "The run's folder (default: runs/DATASET-METHOD-TIME).", "--out")] = None,
     resume: Annotated[
         bool, option(RUN, "Go on with an interrupted run, --out or the newest; other options are those it was begun with.", "--resume")
@@ -102,8 +116,11 @@ def train(
 
     Examples: xmafast train | xmafast train msrvtt --backbone ViT-B-16 --bottleneck 16 --shared 64 |
     xmafast train --method mv-adapter --set tied=3 | xmafast train --method lora --plug tempme --plug disco |
-    xmafast train --blocks last:2 --cache-tokens | xmafast train msrvtt --recipe paper | xmafast train --resume
+    xmafast train --blocks last:2 --cache-tokens | xmafast train msrvtt --recipe paper |
+    xmafast train --nproc 8 --batch-size 1024 --micro-batch 64 | xmafast train --resume
     """
+    given = locals()
+    from xmafast.distributed import joined, launched
     from xmafast.errors import UsageError, unknown
     from xmafast.methods import METHODS
     from xmafast.training import UNSET
@@ -116,11 +133,15 @@ def train(
         if chosen not in METHODS:
             raise unknown("method", chosen, [*METHODS, NONE])
         METHODS[chosen].check_options(options)
+    if resume and init:
+        raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
     if data and (cache or resume):
         raise UsageError("--data names the caches of a new run, so neither CACHE nor --resume goes with it.")
     if each and len(data) < 2:
         raise UsageError("--each goes with several --data: it trains a run of its own on each.")
-    given: dict[str, Any] = {
+    if nproc and launched():
+        raise UsageError("torchrun has started the processes already; leave --nproc out.")
+    wanted: dict[str, Any] = {
         "method": UNSET if chosen is None else None if chosen == NONE else chosen,
         "plugs": plugs or None,
         "backbone": backbone,
@@ -131,6 +152,7 @@ def train(
         "recipe": recipe.value if recipe else None,
         "epochs": epochs,
         "batch_size": batch_size,
+        "micro_batch": micro_batch,
         "lr": lr,
         "train_frames": train_frames,
         "patch_drop": patch_drop,
@@ -146,23 +168,22 @@ def train(
         "profile": profile,
         **options,
     }
-    if resume:
-        if init:
-            raise UsageError("--resume goes on with a run and --init begins a new one; give one of them.")
-        run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
-        note(f"Going on with {run}")
-        done = [go(None if cache is None else cache_folder(cache, workspace), run, given)]
-    else:
-        folders = [cache_folder(path, workspace) for path in data] or [cache_folder(cache, workspace)]
-        for folder in folders:
-            explain_missing_train(folder)
-        names = [dataset_of(folder) for folder in folders]
-        what = "+".join([*([] if chosen in (None, NONE) else [chosen]), *plug]) or (header.value if header else init.name if init else NONE)
-        if each:
-            runs = [out_folder / name if out_folder else new_run(workspace, name, what) for name in names]
-            done = [begin([folder], run, what, given) for folder, run in zip(folders, runs, strict=True)]
-        else:
-            done = [begin(folders, out_folder or new_run(workspace, "+".join(names), what), what, given)]
+    what = what_of(chosen, plug, header, init)
+    runs = places([[path] for path in data] if each else [data or [cache]], out_folder, workspace, resume, what)
+    if nproc and nproc > 1:
+        for run, folders in runs:
+            one = {"cache": folders[0], "data": []} if folders and len(folders) == 1 else {}
+            in_processes(nproc, typed(given | one | {"each": False, "out_folder": run, "nproc": None}), run)
+        return
+    done = []
+    with joined() as processes, one_voice(processes):
+        for run, folders in runs:
+            run = Path(processes.say(str(run)))  # its name may have the time in it
+            if processes.first:
+                announce(run, folders, what, resume, processes.count)
+            done.append(go(folders, run, wanted))
+    if not processes.first:
+        return
     for trained in done:
         if profile and (trained.folder / "trace.json").exists():
             note(f"Trace: {trained.folder / 'trace.json'}, for chrome://tracing or ui.perfetto.dev")
@@ -175,21 +196,95 @@ def train(
         print_json(found if each else found[0])
 
 
-def begin(folders: list[Path], run: Path, what: str, given: dict[str, Any]) -> Trained:
-    """A new run, on one cache or on several at once."""
+def announce(run: Path, folders: list[Path] | None, what: str, resume: bool, count: int) -> None:
     from xmafast.training import is_interrupted
 
+    if resume:
+        note(f"Going on with {run}")
+        return
     if is_interrupted(run):
         note(f"{run} was interrupted, and is begun anew; to go on with it: xmafast train --resume --out {shlex.quote(str(run))}")
-    note(f"Training {what} on {', '.join(map(str, folders))} into {run}")
-    return go(folders, run, given)
+    on = "" if count == 1 else f", in {count} processes"
+    note(f"Training {what} on {', '.join(map(str, folders or ()))} into {run}{on}")
 
 
-def go(caches: list[Path] | Path | None, run: Path, given: dict[str, Any]) -> Trained:
+def go(caches: list[Path] | None, run: Path, wanted: dict[str, Any]) -> Trained:
     from xmafast.training import train as run_training
 
     with bar("training", "steps", notes=True) as update:
-        return run_training(caches, run, report=shown_by(update), progress=update, tell=note, **given)
+        return run_training(caches, run, report=shown_by(update), progress=update, tell=note, **wanted)
+
+
+def what_of(method: str | None, plugs: list[str], header: Header | None, init: Path | None) -> str:
+    """What a run is named after."""
+    named = [] if method in (None, NONE) else [str(method)]
+    return "+".join([*named, *plugs]) or (header.value if header else init.name if init else NONE)
+
+
+def places(
+    caches: Sequence[Sequence[Path | None]], out_folder: Path | None, workspace: Path, resume: bool, what: str
+) -> list[tuple[Path, list[Path] | None]]:
+    """(the run's folder, its caches or None for the run's own) of each run."""
+    if resume:
+        ((cache,),) = caches
+        run = run_folder(out_folder, workspace) if out_folder else interrupted_run(workspace)
+        return [(run, None if cache is None else [cache_folder(cache, workspace)])]
+    found: list[tuple[Path, list[Path] | None]] = []
+    for named in caches:
+        folders = [cache_folder(cache, workspace) for cache in named]
+        for folder in folders:
+            explain_missing_train(folder)
+        name = "+".join(dataset_of(folder) for folder in folders)
+        own = out_folder / name if out_folder and len(caches) > 1 else out_folder
+        found.append((own or new_run(workspace, name, what), folders))
+    return found
+
+
+def typed(given: dict[str, Any]) -> list[str]:
+    """The command line of ``train`` with these options; those that have their default are left out."""
+    arguments, options = [], []
+    for name, parameter in inspect.signature(train, eval_str=True).parameters.items():
+        value, info = given[name], parameter.annotation.__metadata__[0]
+        if value is None or value == parameter.default:
+            continue
+        if isinstance(info, typer.models.ArgumentInfo):
+            arguments.append(str(value))
+            continue
+        names = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
+        option = names[0] if names else "--" + name.replace("_", "-")
+        for each in value if isinstance(value, list) else [value]:
+            options += [option] if each is True else [option, str(each.value if isinstance(each, Enum) else each)]
+    debug = ["--debug"] if "--debug" in sys.argv else []
+    return [*debug, "train", *options, *(["--", *arguments] if arguments else [])]
+
+
+def in_processes(count: int, command: list[str], run: Path) -> None:
+    """The same command in several processes. Exits with their code where one of them has said what failed."""
+    from xmafast.launch import launch
+
+    resume = f"xmafast train --resume --nproc {count} --out {shlex.quote(str(run))}"
+    if code := launch(count, command, resume):
+        raise typer.Exit(code)
+
+
+@contextmanager
+def one_voice(processes: Processes) -> Iterator[None]:
+    """Of what all processes would say let the first one say it; what happens in another one alone is said by that one."""
+    from xmafast.distributed import NPROC, Lost
+    from xmafast.errors import XmafastError
+    from xmafast.training import Interrupted
+
+    try:
+        yield
+    except XmafastError as error:
+        if isinstance(error, Lost) and NPROC in os.environ:  # the launcher knows more: which one, and how
+            raise typer.Exit(error.exit_code) from None
+        if processes.first:
+            raise
+        time.sleep(SAME)  # the first one waits for this one, unless it ends for the same reason, and says so: then all are ended now
+        if not isinstance(error, (Lost, Interrupted)):
+            note(f"xmafast: process {processes.rank} of {processes.count}: {error}")
+        raise typer.Exit(error.exit_code) from None
 
 
 def shown_by(update: Any) -> Any:

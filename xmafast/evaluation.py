@@ -14,11 +14,13 @@ from torch import Tensor
 
 from xmafast.cache import FrameCache, FrameReader, Status
 from xmafast.datasets import DATASETS
+from xmafast.distributed import ALONE, Processes
 from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
 from xmafast.errors import CacheError
 from xmafast.ranks import Ranks, found_by, r_sum, rank_both, rank_matrix
 from xmafast.rerank import NEED_BANK, Bank, Cosines, Settings, check, described, rerank
 from xmafast.retriever import Retriever
+from xmafast.shared_ranks import rank_shared
 
 if TYPE_CHECKING:
     from xmafast.frozen import FrozenEmbeddings
@@ -53,12 +55,7 @@ def embed(
     frozen: FrozenEmbeddings | None = None,
 ) -> Embedded:
     """The captioned rows of a cache that are done, or ``rows``, embedded; arguments as in ``rank_cache``."""
-    done = cache.rows
-    wanted = done if rows is None else rows
-    wanted = np.array([row for row in wanted if cache.captions[row]], dtype=np.int64)
-    if not len(wanted):
-        reason = "has no video that could be decoded" if not len(done) else "has no captions to query with"
-        raise CacheError(f"{cache.path} {reason}; `xmafast cache` lists what is missing.")
+    wanted = wanted_rows(cache, rows)
     if frozen is not None:
         frames, mask = frozen.read(wanted)
         frames = adapt_frames(retriever, frames, mask)
@@ -66,13 +63,23 @@ def embed(
         frames, mask = embed_frames(retriever, cache, wanted, progress)
     else:
         frames, mask = stored_embeddings(retriever, cache, store, progress)
-        index = torch.from_numpy(np.searchsorted(done, wanted)).to(frames.device)
+        index = torch.from_numpy(np.searchsorted(cache.rows, wanted)).to(frames.device)
         frames, mask = frames[index], mask[index]
     texts = [list(cache.captions[row][:captions]) for row in wanted]
     video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
     queries = [caption for group in texts for caption in group]
     text = (embed_texts(retriever, queries) if frozen is None else adapt_texts(retriever, frozen.text(queries))).to(frames.device)
     return Embedded(text, frames, mask, video_of, wanted, queries)
+
+
+def wanted_rows(cache: FrameReader, rows: np.ndarray | None = None) -> np.ndarray:
+    """The rows that are done, or ``rows``, that have captions. Raises CacheError where there is none."""
+    wanted = cache.rows if rows is None else rows
+    wanted = np.array([row for row in wanted if cache.captions[row]], dtype=np.int64)
+    if not len(wanted):
+        reason = "has no video that could be decoded" if not len(cache.rows) else "has no captions to query with"
+        raise CacheError(f"{cache.path} {reason}; `xmafast cache` lists what is missing.")
+    return wanted
 
 
 def rank_cache(
@@ -84,12 +91,16 @@ def rank_cache(
     store: Path | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
+    processes: Processes = ALONE,
 ) -> Ranks:
     """Ranks over the captioned rows of a cache that are done, or over ``rows``.
 
     captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
-    cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
+    cache's, for a method on features, which then acts on them. processes: those that share out the videos, and get the ranks that one
+    process would find. Raises CacheError where no row can be used.
     """
+    if not processes.alone:
+        return rank_shared(retriever, cache, wanted_rows(cache, rows), processes, captions=captions, progress=progress, frozen=frozen)
     e = embed(retriever, cache, rows, captions=captions, store=store, progress=progress, frozen=frozen)
     return rank_both(retriever, e.text, e.frames, e.mask, e.video_of)
 

@@ -82,7 +82,7 @@ def rank_both(retriever: Retriever, text: Tensor, frames: Tensor, mask: Tensor, 
     each = None
     if len(captioned) < len(video_of):
         each = caption_counts(scores_of(retriever, text, frames, mask), video_of)
-    return _ranks(t2v, (v2t[0][captioned], v2t[1][captioned]), place, each)
+    return ranks_of(t2v, (v2t[0][captioned], v2t[1][captioned]), place, each)
 
 
 def rank_matrix(similarity: np.ndarray, video_of: np.ndarray | None = None) -> Ranks:
@@ -127,7 +127,7 @@ def rank_scores(rows: Callable[[slice], Tensor], columns: Callable[[slice], Tens
     if several:
         greater, ties = _joined(each)
         counted = _numpy(greater), _numpy(ties), _numpy(place[order])
-    return _ranks(t2v, _joined(of_videos), place, counted)
+    return ranks_of(t2v, _joined(of_videos), place, counted)
 
 
 def _best_of_sets(scores: Tensor, sets: Tensor, count: int) -> Tensor:
@@ -147,7 +147,8 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # (greater, ties, query) of every caption with its own video as the query
 
 
-def _ranks(t2v: tuple[Tensor, Tensor], v2t: tuple[Tensor, Tensor], place: Tensor, each: Counts | None) -> Ranks:
+def ranks_of(t2v: tuple[Tensor, Tensor], v2t: tuple[Tensor, Tensor], place: Tensor, each: Counts | None = None) -> Ranks:
+    """From (greater, ties) of each direction; place: (N,) which of the captioned videos each text is of."""
     precision, gain = (None, None) if each is None else precision_and_gain(*each, len(place))
     of = rank_of(_numpy(t2v[0]), _numpy(t2v[1])), rank_of(_numpy(v2t[0]), _numpy(v2t[1]))
     return Ranks(*of, _numpy(place), precision, gain)

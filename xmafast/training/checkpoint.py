@@ -10,6 +10,7 @@ in it is ever run: safetensors and JSON.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import time
@@ -24,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from xmafast.cache.file import FULL
+from xmafast.distributed import NPROC
 from xmafast.errors import RunError, UsageError
 from xmafast.files import write_atomically
 from xmafast.training.data import Place
@@ -73,7 +75,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], State] | None:
 
 
 def resume_command(folder: Path) -> str:
-    return f"xmafast train --resume --out {shlex.quote(str(folder))}"
+    processes = f"--nproc {os.environ[NPROC]} " if NPROC in os.environ else ""
+    return f"xmafast train --resume {processes}--out {shlex.quote(str(folder))}"
 
 
 class Cadence:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
+from xmafast.distributed import Processes
 
 AHEAD = 2  # batches that are read while a step runs
 
@@ -39,15 +40,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch that is not read yet. frames: of each video those that were drawn, (B, count), or None for all."""
+    """A batch that is not read yet. frames: of each video those that were drawn, (B, count), or None for all.
+
+    whole: the rows of the batch that it is a process' part of.
+    """
 
     pairs: Pairs
     frames: np.ndarray | None
     place: Place  # once this batch is taken
+    whole: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
-        return np.array([row for row, _ in self.pairs])
+        return np.array([row for row, _ in self.pairs], dtype=np.int64)
+
+    def part(self, processes: Processes) -> Draw:
+        """What a process reads of it, which may be nothing."""
+        part = processes.part(len(self.pairs))
+        return replace(self, pairs=self.pairs[part], frames=None if self.frames is None else self.frames[part])
 
 
 class Plan:
@@ -78,7 +88,8 @@ class Plan:
             if len(self.sets) > 1:
                 batches = [batches[i] for i in generator.permutation(len(batches))]
             for taken, pairs in enumerate(batches, 1):
-                draw = Draw(pairs, self._frames(pairs, generator), Place(epoch, taken, state))
+                rows = np.array([row for row, _ in pairs], dtype=np.int64)
+                draw = Draw(pairs, self._frames(pairs, generator), Place(epoch, taken, state), rows)
                 if epoch > after.epoch or taken > after.taken:  # one that was taken already is drawn as well, and left out
                     yield draw
 
@@ -170,6 +181,10 @@ def read_ahead(cache: FrameReader | FeatureCache, draws: Iterator[Draw], device:
 
     def read(draw: Draw) -> tuple[Any, ...]:
         drawn = draw.frames
+        if not draw.pairs:  # of a process without one
+            one, mask = cache.read(np.zeros(1, dtype=np.int64))
+            frames = one.shape[1] if drawn is None else drawn.shape[1]
+            return one[:0, :frames], mask[:0, :frames]
         if uploads is None:
             return pick(*cache.read(draw.rows), drawn)
         dtype, shape = (torch.float16, cache.data.shape) if isinstance(cache, FeatureCache) else (torch.uint8, cache.shape)
@@ -185,7 +200,7 @@ def read_ahead(cache: FrameReader | FeatureCache, draws: Iterator[Draw], device:
             draw, future = waiting.popleft()
             began = time.monotonic()
             parts = future.result()
-            frames, mask = parts if uploads is None else uploads.take(*parts)
+            frames, mask = uploads.take(*parts) if uploads is not None and draw.pairs else parts
             waited = time.monotonic() - began
             if (following := next(draws, None)) is not None:
                 waiting.append((following, pool.submit(read, following)))

@@ -41,6 +41,22 @@ class Log:
         os.close(self._file)
 
 
+class NoLog(Log):
+    """That of a process which does not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, row: dict[str, Any]) -> None:
+        pass
+
+    def synced(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 def require_tensorboard() -> None:
     """Raise UsageError where the package is missing."""
     if importlib.util.find_spec("tensorboard") is None:

@@ -16,10 +16,12 @@ from torch import Tensor
 from xmafast.blocks import checkpointed
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
+from xmafast.distributed import ALONE, Processes
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.retriever import Retriever
 from xmafast.training.data import Batch, Place, Plan, read_ahead, read_now
+from xmafast.training.gradients import share_backward, summed
 from xmafast.training.recipe import Recipe, make_optimizer, schedule
 from xmafast.training.split import datasets_of
 
@@ -61,9 +63,11 @@ class Trainer:
 
     frozen: the cache's frozen embeddings, where all that is trained acts on them; the backbone is not run then. checkpointing: run each
     block again in the backward pass instead of keeping what is in it. tokens: of the cache's frames, to train from in their place.
+    processes: those that share out each batch; all make the same calls, and have the same weights after each step.
 
     Attributes: ``done`` and ``steps`` (of the whole training), ``epoch``, ``optimizer``, ``place``. ``tensors``, with ``place`` and
-    ``done``, is all that ``restore`` needs to go on to the same end, to the bit where the device's arithmetic repeats.
+    ``done``, is all that ``restore`` needs to go on to the same end, to the bit where the device's arithmetic repeats. ``asks`` gives
+    numbers whose sums over the processes are in ``told`` after each step, at no cost of their own.
     """
 
     def __init__(
@@ -76,13 +80,20 @@ class Trainer:
         *,
         checkpointing: bool = False,
         tokens: FeatureCache | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.retriever, self.cache, self.recipe = retriever, cache, recipe
+        self.retriever, self.cache, self.recipe, self.processes = retriever, cache, recipe, processes
         self.frozen, self.checkpointing, self.tokens = frozen, checkpointing, tokens
         self.plan = Plan(cache, rows, recipe.batch_size, recipe.train_frames, recipe.seed)
         self.optimizer = make_optimizer(retriever, recipe)
         self.steps = recipe.epochs * self.plan.steps_per_epoch
         self.place, self.done = Place(), 0
+        self.asks: Callable[[], list[float]] = list
+        self.told: list[float] = []
+        for tensor in retriever.kept.values() if not processes.alone else ():
+            processes.share(tensor.data)  # the same already, unless their machines draw or compute otherwise
+        if not processes.first:  # noise of its own; what is initialised was drawn alike
+            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, processes.rank]).generate_state(1, np.uint64)[0] >> 1))
 
     @property
     def epoch(self) -> int:
@@ -96,7 +107,7 @@ class Trainer:
 
     def run(self) -> Generator[Step, None, None]:
         """Take the steps that are left; between two of them the model may be used for anything else. Raises Diverged."""
-        draws = self.plan.draws(self.recipe.epochs, self.place)
+        draws = (draw.part(self.processes) for draw in self.plan.draws(self.recipe.epochs, self.place))
         device = self.retriever.device
         source = self.cache if self.tokens is None else self.tokens
         with closing(read_ahead(source, draws, device) if self.frozen is None else read_now(self.frozen.read, draws)) as batches:
@@ -106,7 +117,7 @@ class Trainer:
                     return
                 loss, norm, lr = self.step(batch)
                 seconds = time.monotonic() - began
-                rate, wait = len(batch.draw.pairs) / seconds, batch.waited / seconds
+                rate, wait = len(batch.draw.whole) / seconds, batch.waited / seconds
                 yield Step(self.done, self.steps, self.epoch, self.recipe.epochs, loss, norm, lr, rate, wait)
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
@@ -117,33 +128,50 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        loss.backward()
+        loss = self.backward(batch)
         norm = torch.nn.utils.clip_grad_norm_(list(self.retriever.trained.values()), self.recipe.clip_norm)
-        value, size = torch.stack([loss.detach(), norm.to(loss)]).tolist()  # one wait for the device
+        value, size = torch.stack([loss, norm.to(loss)]).tolist()  # one wait for the device
         if not (math.isfinite(value) and math.isfinite(size)):
-            raise Diverged(self.done + 1, self.steps, value, size, [self.cache.ids[row] for row in batch.draw.rows])
+            raise Diverged(self.done + 1, self.steps, value, size, [self.cache.ids[row] for row in batch.draw.whole])
         self.optimizer.step()
         self.done, self.place = self.done + 1, batch.draw.place
         return value, size, lr
 
-    def loss(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Batch) -> Tensor:
+        """The loss of a step, without a graph; its gradients are those of the whole batch, in every process."""
         texts = [self.cache.captions[row][caption] for row, caption in batch.draw.pairs]
-        rows = batch.draw.rows
+        whole, micro = batch.draw.whole, self.recipe.micro_batch
+        groups = torch.from_numpy(whole)
         if self.retriever.datasets:
-            self.retriever.dataset = datasets_of(self.cache)[_part_of(self.cache, rows)]
-        stream = self.retriever.read_stream([self.cache.ids[row] for row in rows])
+            self.retriever.dataset = datasets_of(self.cache)[_part_of(self.cache, whole)]
+        stream = self.retriever.read_stream([self.cache.ids[row] for row in batch.draw.rows])
         with checkpointed(self.checkpointing):
-            return batch_loss(self.retriever, texts, batch.frames, batch.mask, torch.from_numpy(rows), self.frozen, stream)
+            if self.processes.alone and not 0 < micro < len(texts):
+                loss = batch_loss(self.retriever, texts, batch.frames, batch.mask, groups, self.frozen, stream)
+                loss.backward()
+                return loss.detach()
+            share = share_backward(self.retriever, texts, batch.frames, batch.mask, groups, self.frozen, self.processes, micro, stream)
+        if self.processes.alone:
+            return share
+        numbers = torch.cat([share[None], share.new_tensor(self.asks())])
+        loss, *told = summed(list(self.retriever.trained.values()), numbers, self.processes)
+        self.told = [float(number) for number in told]
+        return loss
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states."""
+        """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states.
+
+        Of several processes all call it, and the first one's are complete.
+        """
         found = {f"model.{name}": value.detach() for name, value in self.retriever.kept.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        found["random.cpu"] = torch.get_rng_state()
+        states = {"cpu": torch.get_rng_state()}
         if self.retriever.device.type == "cuda":
-            found["random.cuda"] = torch.cuda.get_rng_state(self.retriever.device)
+            states["cuda"] = torch.cuda.get_rng_state(self.retriever.device)
+        for kind, state in states.items():
+            every = self.processes.gather(state[None].to(self.processes.device), [1] * self.processes.count).cpu()
+            found |= {_random(kind, rank): each.clone() for rank, each in enumerate(every)}
         return found
 
     @torch.no_grad()
@@ -158,15 +186,22 @@ class Trainer:
                 i, _, key = rest.partition(".")
                 optimizer.setdefault(int(i), {})[key] = value
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.retriever.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.retriever.device)
+        rank = self.processes.rank
+        if not rank or _random("cpu", rank) in tensors:  # one that was not there before has noise of its own already
+            torch.set_rng_state(tensors[_random("cpu", rank)])
+            if self.retriever.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors[_random("cuda", rank)], self.retriever.device)
         self.place, self.done = place, done
 
 
 def _part_of(cache: FrameReader, rows: np.ndarray) -> int:
     """Which of its data sets a batch is of."""
     return int(cache.part_of(rows[0])) if isinstance(cache, JoinedFrames) else 0
+
+
+def _random(kind: str, rank: int) -> str:
+    """The name of a process' random state in a checkpoint."""
+    return f"random.{kind}" if rank == 0 else f"random.{kind}.{rank}"
 
 
 def batch_loss(

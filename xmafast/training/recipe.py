@@ -27,7 +27,8 @@ class Recipe:
     Weight decay acts on weights, not on biases. A batch holds ``batch_size`` pairs of video and caption. With ``train_frames``,
     each step sees that many frames of each video, drawn anew and kept in order; 0 is all of them, as published. patch_drop: the share of
     each frame's patches that a step leaves out. patience: after how many epochs without a better R-sum on validation the training ends,
-    the schedule being that of all ``epochs``; 0 is never.
+    the schedule being that of all ``epochs``; 0 is never. micro_batch: pairs of a batch that are held with their graph at once
+    (``xmafast.training.gradients``); 0 is all.
 
     recipe: ``default``, or ``paper`` for a published one (``xmafast.training.recipes``). optimizer: ``adamw``, or ``bert-adam``, the
     published code's (``BertAdam``), with the schedule that it is used with. backbone_lr: the peak rate of the backbone's own weights that a
@@ -46,10 +47,11 @@ class Recipe:
     recipe: str = DEFAULT
     optimizer: str = "adamw"
     backbone_lr: float = 0.0
+    micro_batch: int = 0
 
     def check(self) -> None:
         """Raise UsageError for what cannot be trained with."""
-        for option, low in (("epochs", 1), ("batch_size", 2), ("train_frames", 0), ("patience", 0)):
+        for option, low in (("epochs", 1), ("batch_size", 2), ("train_frames", 0), ("patience", 0), ("micro_batch", 0)):
             if getattr(self, option) < low:
                 raise UsageError(f"--{option.replace('_', '-')} must be at least {low}, not {getattr(self, option)}.")
         if not (math.isfinite(self.lr) and self.lr > 0):

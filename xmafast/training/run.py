@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from xmafast.backbone import Backbone
 from xmafast.cache import FeatureCache
 from xmafast.cache.lock import locked
+from xmafast.distributed import Lost, Processes, joined, orphaned
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
 from xmafast.evaluation import protocol, r_sum
@@ -34,7 +35,8 @@ from xmafast.training.checkpoint import (
     write_checkpoint,
 )
 from xmafast.training.folder import check_free, clear_scratch, empty_folder, write_json
-from xmafast.training.log import LOG, Log, Profile, TensorBoard, peak_memory, require_tensorboard
+from xmafast.training.gradients import check_micro_batch
+from xmafast.training.log import LOG, Log, NoLog, Profile, TensorBoard, peak_memory, require_tensorboard
 from xmafast.training.loop import Diverged, Step, Trainer
 from xmafast.training.recipe import Recipe
 from xmafast.training.settings import (
@@ -59,6 +61,8 @@ from xmafast.training.validation import Metrics, mean_of, validate
 CHECKPOINT_RULE = "the epoch of highest R-sum (R@1 + R@5 + R@10, both directions) on the validation split"
 
 CAPTIONS_AT_ONCE = 256
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 2.0  # seconds
 
 Report = Callable[[Step, Metrics | None], None]
 Shown = Callable[[int, int, str], None]
@@ -99,6 +103,7 @@ def train(
     recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     lr: float | None = None,
     train_frames: int | None = None,
     patch_drop: float | None = None,
@@ -133,10 +138,11 @@ def train(
     from the frames. recipe: ``default``, or ``paper`` for the method's published one on the data set (``xmafast.training.recipes``), which
     fills in what is not said, the backbone too.
 
-    epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. patience: ends after that many epochs
-    without a better R-sum on validation. impl: which kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks again in the
-    backward pass, in less memory. stream: the file of another stream's features (``xmafast.StreamFile``), for a method that reads one.
-    options: the method's, as ``bottleneck=8, shared=16``.
+    epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. micro_batch: how many pairs of a batch are
+    held with their graph at once; the gradients are those of the whole batch (``xmafast.training.gradients``). patience: ends after that
+    many epochs without a better R-sum on validation. impl: which kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks
+    again in the backward pass, in less memory. stream: the file of another stream's features (``xmafast.StreamFile``), for a method that
+    reads one. options: the method's, as ``bottleneck=8, shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -146,6 +152,9 @@ def train(
     without the interruption, to the bit. save_every: how often a checkpoint is written beside each epoch's, seconds as ``60s`` or steps as
     ``200``. init: a run whose weights this new one begins with; its model is the default. SIGTERM and SIGINT end the training with its
     step, save, and raise Interrupted.
+
+    In processes that ``torchrun`` or ``xmafast.launch`` has started, each takes its share of every batch, and of each validation; the
+    first one alone writes the folder, which all of them see, and calls ``report`` and ``progress`` (docs/scaling.md).
 
     report: called after each step, and after each epoch with the validation metrics. progress: (done, of, what), of what else takes
     time. tell: called with a sentence, on what is taken or could be. tensorboard: write event files too. profile: write a trace of a few
@@ -163,6 +172,7 @@ def train(
     given = {
         "epochs": epochs,
         "batch_size": batch_size,
+        "micro_batch": micro_batch,
         "lr": lr,
         "train_frames": train_frames,
         "patch_drop": patch_drop,
@@ -186,15 +196,31 @@ def train(
         at_blocks=at_blocks,
         tokens=cache_tokens,
     )
+    with joined() as processes:
+        watch = Watch(report, progress, tensorboard, profile, tell) if processes.first else Watch()
+        return _train(out, cache, settings, resume, watch, cadence, processes)
+
+
+def _train(
+    out: Path,
+    cache: str | Path | Sequence[str | Path] | None,
+    settings: Settings,
+    resume: bool,
+    watch: Watch,
+    cadence: Cadence,
+    processes: Processes,
+) -> Trained:
+    """``train``, as one of the processes that do it."""
     stored: dict[str, Any] | None = None
     if resume:
         stored = read_config(out)
         settings = settings.over(settings_of_run(stored, out), f"The run {out}")
         cache = stored["cache"] if cache is None else cache
     else:
-        check_free(out)
-        if init is not None:
-            settings = settings.over(settings_of_adapter(init), f"The run {init}")
+        if processes.first:
+            check_free(out)
+        if settings.init is not None:
+            settings = settings.over(settings_of_adapter(settings.init), f"The run {settings.init}")
     if cache is None:
         raise UsageError("A training needs a cache: the folder of a data set's caches, or one .h5 file.")
     caches = [Path(cache)] if isinstance(cache, (str, Path)) else [Path(path) for path in cache]
@@ -203,19 +229,23 @@ def train(
         settings = settings.as_published(split)
     torch.manual_seed(int(settings.recipe.get("seed", Recipe.seed)))
     retriever, chosen = build(settings, split)
-    if cache_tokens:
+    if settings.tokens and stored is None:
         check_tokens(retriever, split.cache)
+    if chosen.micro_batch:
+        check_micro_batch(retriever)
     if settings.init is not None and not (resume and (out / CHECKPOINT).is_file()):
         begin_with(retriever, settings.init)
-    watch = Watch(report, progress, tensorboard, profile, tell)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out), full_disk_told(out):
-        if stored is None:
+    with locked(out) if processes.first else nullcontext(), full_disk_told(out):
+        if not processes.first:
+            pass
+        elif stored is None:
             empty_folder(out)
         else:
             read_config(out)  # again, now that no other process can be at work in it
             clear_scratch(out)
-        return _Run(retriever, chosen, settings, caches, split, out, watch, cadence).go(stored)
+        processes.wait()
+        return _Run(retriever, chosen, settings, caches, split, out, watch, cadence, processes).go(stored)
 
 
 class _Run:
@@ -231,14 +261,15 @@ class _Run:
         out: Path,
         watch: Watch,
         cadence: Cadence,
+        processes: Processes,
     ) -> None:
         self.retriever, self.recipe, self.settings, self.caches, self.split = retriever, recipe, settings, caches, split
-        self.out, self.watch, self.cadence = out, watch, cadence
+        self.out, self.watch, self.cadence, self.processes = out, watch, cadence, processes
         self.began = time.monotonic()  # and as much earlier as the run has been trained before
         self.history: list[dict[str, Any]] = []
         self.fitted: dict[str, Any] = {}
         self.saved: int | None = None  # the step of the last checkpoint
-        self.stop = StopSignals()
+        self.stop = StopSignals(echo=0.0 if processes.alone else ECHO)
 
     def go(self, stored: dict[str, Any] | None) -> Trained:
         """From the first file of the run to its last; stored: the config.json of one that is gone on with."""
@@ -251,8 +282,9 @@ class _Run:
         self.tokens = self._tokens() if stored is None else None
         cached = bool(self.settings.tokens) if stored else self.tokens is not None
         config = config_of(self.retriever, self.recipe, self.settings, self.caches, self.split, cached)
+        config |= {"processes": self.processes.count}
         if stored is None:
-            write_json(self.out / CONFIG, config)
+            self._write(CONFIG, config)
         else:
             check_same(self.out, stored, config)
             self.tokens = resumed_tokens(self.retriever, self.split.cache, self.out) if cached else None
@@ -265,10 +297,13 @@ class _Run:
             self.frozen,
             checkpointing=bool(self.settings.checkpointing),
             tokens=self.tokens,
+            processes=self.processes,
         )
+        self.trainer.asks = self._asks
         log_bytes = self._restore() if stored is not None else 0
+        self.processes.wait()  # for all to have read the checkpoint
         with ExitStack() as open_files:
-            self.log = open_files.enter_context(closing(Log(self.out / LOG, log_bytes)))
+            self.log = open_files.enter_context(closing(Log(self.out / LOG, log_bytes) if self.processes.first else NoLog()))
             self.board = self.trace = None
             if self.watch.tensorboard:
                 self.board = open_files.enter_context(closing(TensorBoard(self.out, self.trainer.done)))
@@ -289,9 +324,14 @@ class _Run:
             return None, None
         progress = self.watch.progress
         shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to embeddings, once")
+        if not self.processes.first:
+            self.processes.wait()  # for the first one to have stored them, where it can
         frozen = FrozenEmbeddings(self.retriever, self.split.cache, shown)
         same = self.split.val_cache is self.split.cache
-        return frozen, frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+        validation = frozen if same else FrozenEmbeddings(self.retriever, self.split.val_cache, shown)
+        if self.processes.first:
+            self.processes.wait()
+        return frozen, validation
 
     def _embed_captions(self, frozen: FrozenEmbeddings) -> None:
         """Embed the captions before the first step, in an order of their own.
@@ -313,7 +353,11 @@ class _Run:
         """The token cache that is trained from, where there is one, for a run on the last blocks."""
         progress = self.watch.progress
         shown: Progress | None = None if progress is None else lambda done, total: progress(done, total, "frames to tokens, once")
-        return tokens_for(self.retriever, self.split.cache, self.settings.tokens, tell=self.watch.tell, progress=shown)
+        wanted, found = self.settings.tokens, None
+        if self.processes.first:  # which makes it, where it is to be made
+            found = tokens_for(self.retriever, self.split.cache, wanted, tell=self.watch.tell, progress=shown)
+        self.processes.wait()
+        return found if self.processes.first else tokens_for(self.retriever, self.split.cache, None if wanted else wanted)
 
     def _text_prefix(self) -> TextPrefix | None:
         """The captions at the first text block that is adapted, kept for the training."""
@@ -339,10 +383,11 @@ class _Run:
         return state.log_bytes
 
     def _save(self) -> None:
-        trainer = self.trainer
-        seconds = time.monotonic() - self.began
-        state = State(trainer.done, trainer.place, seconds, self.log.synced(), self.history, self.fitted)
-        write_checkpoint(self.out, trainer.tensors(), state)
+        trainer, tensors = self.trainer, self.trainer.tensors()
+        if self.processes.first:
+            seconds = time.monotonic() - self.began
+            state = State(trainer.done, trainer.place, seconds, self.log.synced(), self.history, self.fitted)
+            write_checkpoint(self.out, tensors, state)
         self.saved = trainer.done
         self.cadence.saved()
 
@@ -361,6 +406,9 @@ class _Run:
                             return
         except Diverged as error:
             raise self._diverged(error) from error
+        except Lost as error:
+            kept = "No checkpoint was written before" if self.saved is None else f"The last checkpoint is of step {self.saved}"
+            raise Lost(f"{error} {kept}; go on with: {resume_command(self.out)}") from error
         except Stop as stop:
             name, done = signal.Signals(stop.number).name, self.trainer.done
             message = f"Stopped by {name} after step {done} of {self.trainer.steps}, which is saved; go on with: {resume_command(self.out)}"
@@ -387,17 +435,34 @@ class _Run:
             self.board.step(step)
         if self.trace:
             self.trace.step()
-        if step.ends_epoch:
+        number, due = self._asked(step.step)
+        if step.ends_epoch or number is not None or due:
             self._save()  # before the validation, which can be done again
+        if number is not None:
+            self.processes.wait()  # for the first one to have saved: a launcher ends all when one has ended
+            raise Stop(number)
+        if step.ends_epoch:
             self._validate(step)
-        elif self.stop.received is not None or self.cadence.due(step.step):
-            self._save()
-        self.stop.check()
+        if self.processes.alone:
+            self.stop.check()
+
+    def _asks(self) -> list[float]:
+        """What the others must know to stop or save after the same step: signals that came here, whether a checkpoint is due."""
+        due = self.processes.first and self.cadence.due(self.trainer.done + 1)
+        number = signal.SIGTERM if orphaned() else self.stop.received
+        return [*(float(number == each) for each in SIGNALS), float(due)]
+
+    def _asked(self, step: int) -> tuple[int | None, bool]:
+        """(the signal that came to any process, whether a checkpoint is due)."""
+        if self.processes.alone:
+            return self.stop.received, self.cadence.due(step)
+        *received, due = self.trainer.told
+        return next((number for number, count in zip(SIGNALS, received, strict=True) if count), None), bool(due)
 
     def _validate(self, step: Step | None) -> None:
         """step: the epoch's last, where this process has taken it."""
-        with self.stop.at_once():
-            each = validate(self.retriever, self.split, self.val_frozen)
+        with self.stop.at_once() if self.processes.alone else nullcontext():  # others would wait for one that leaves it
+            each = validate(self.retriever, self.split, self.val_frozen, self.processes)
         validation = mean_of(each)
         self._ended(self.trainer.epoch, validation, each)
         if step and self.watch.report:
@@ -417,9 +482,15 @@ class _Run:
         self.log.write(row)
         if self.board:
             self.board.epoch(row, self.trainer.done)
+        if not self.processes.first:
+            return
         self.retriever.save(self.out / "last")
         if self._best() is row:
             self.retriever.save(self.out / "best")
+
+    def _write(self, name: str, value: object) -> None:
+        if self.processes.first:
+            write_json(self.out / name, value)
 
     def _diverged(self, error: Diverged) -> RunError:
         """Write down which batch it was, all of it, and say what can be done."""
@@ -451,8 +522,10 @@ class _Run:
         if self.recipe.patience:
             early = len(self.history) < self.recipe.epochs
             metrics["early_stopping"] = {"patience": self.recipe.patience, "stopped": early, "epochs_planned": self.recipe.epochs}
-        write_json(self.out / METRICS, metrics)
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self._write(METRICS, metrics)
+        if self.processes.first:
+            (self.out / CHECKPOINT).unlink(missing_ok=True)
+        self.processes.wait()
         self.retriever.restore(self.out / "best" / WEIGHTS)
         self.retriever.text_prefix = None
         names = self.retriever.datasets

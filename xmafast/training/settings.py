@@ -23,7 +23,7 @@ from xmafast.training.recipes import DEFAULT, NAMES, PAPER, published
 from xmafast.training.split import Split, datasets_of
 
 CONFIG, METRICS = "config.json", "metrics.json"  # a run's first file and its last
-NOT_COMPARED = {"xmafast_version", "torch_version", "cache", "trainable"}  # of a run that is resumed: the cache by its content
+NOT_COMPARED = {"xmafast_version", "torch_version", "cache", "trainable", "processes"}  # of a run that is resumed: the cache by its content
 
 
 class Unset(Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -31,11 +32,13 @@ class Stop(BaseException):
 class StopSignals:
     """Within it the first signal is only taken note of (``received``), and a second one ends the program at once.
 
+    echo: for so many seconds after the first another one is taken for the same one: a launcher passes on what its processes got as well.
     Python delivers signals to the main thread; in another one it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
+        self._echo, self._when = echo, 0.0
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -50,8 +53,10 @@ class StopSignals:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if time.monotonic() - self._when < self._echo:
+                return
             raise KeyboardInterrupt
-        self.received = number
+        self.received, self._when = number, time.monotonic()
         if self._at_once:
             raise Stop(number)
 

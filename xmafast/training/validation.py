@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmafast.cache.joined import JoinedFrames
+from xmafast.distributed import ALONE, Processes
 from xmafast.evaluation import rank_cache
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.retriever import Retriever
@@ -13,15 +14,20 @@ from xmafast.training.split import Split, datasets_of
 Metrics = dict[str, dict[str, float]]
 
 
-def validate(retriever: Retriever, split: Split, frozen: FrozenEmbeddings | None = None) -> dict[str, Metrics]:
-    """The metrics of each data set, over its own validation videos. frozen: the validation cache's, for what acts on embeddings alone."""
+def validate(
+    retriever: Retriever, split: Split, frozen: FrozenEmbeddings | None = None, processes: Processes = ALONE
+) -> dict[str, Metrics]:
+    """The metrics of each data set, over its own validation videos. frozen: the validation cache's, for what acts on embeddings alone.
+
+    processes: those that share out the videos.
+    """
     cache, rows = split.val_cache, split.val_rows
     of = cache.part_of(rows) if isinstance(cache, JoinedFrames) else np.zeros(len(rows), dtype=np.int64)
     found = {}
     for i, name in enumerate(datasets_of(cache)):
         if retriever.datasets:
             retriever.dataset = name
-        found[name] = rank_cache(retriever, cache, rows[of == i], captions=1, frozen=frozen).metrics()
+        found[name] = rank_cache(retriever, cache, rows[of == i], captions=1, frozen=frozen, processes=processes).metrics()
     return found
 
 
