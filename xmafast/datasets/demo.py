@@ -24,6 +24,10 @@ LR = {
     "vl-prompt": 1e-2,
     "maple": 2.7e-2,
     "full": 3e-4,
+    "partial": 2.7e-3,
+    "projection": 3e-3,
+    "bias": 2.7e-2,
+    "seqTransf": 9e-4,
 }
 FILES: Files = {"train": (("captions.jsonl",),), "test": (("captions.jsonl",),)}
 PROTOCOL = Protocol(
