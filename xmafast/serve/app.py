@@ -75,7 +75,7 @@ def create_app(
         exception_handlers={HTTPException: _not_there, Refused: _refused, XmafastError: _sentence},
     )
     app.router.redirect_slashes = False
-    app.state.engine = api.engine
+    app.state.engine, app.state.streams = api.engine, api.streams
     return app
 
 

@@ -114,29 +114,36 @@ def run(
     with listen(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}/"
-        config = uvicorn.Config(
-            app,
-            http=protocol_of(limits),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=2,
-            h11_max_incomplete_event_size=HEAD_BYTES,
-        )
-        server = _Server(config)
+        server = server_of(app, limits)
         if ready is not None:
             server.ready = lambda: ready(address)
         server.run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """ready: called when the server answers."""
+
     ready: Callable[[], object] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self.ready is not None:
             self.ready()
+
+
+def server_of(app: Any, limits: Limits) -> Server:
+    """uvicorn for ``create_app``'s application; ``run(sockets=[...])`` serves until ``should_exit`` or a signal."""
+    config = uvicorn.Config(
+        app,
+        http=protocol_of(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+    )
+    return Server(config)

@@ -44,6 +44,7 @@ export class Viewer {
     $("viewer-title").textContent = nameOf(clip);
     $("viewer-score").textContent = found ? clip.score.toFixed(3) : "";
     $("viewer-path").textContent = clip.split ? `${clip.id} · ${clip.split}` : clip.id;
+    $("viewer-path").hidden = $("viewer-path").textContent === nameOf(clip);
     $("viewer-captions").textContent = clip.captions.slice(1, 6).join(" · ");
     $("original").href = clip.file;
     $("moments-title").textContent = !found || clip.kind === "image" ? "Indexed frames" : `What matched, best at ${clock(clip.best_time)}`;
