@@ -18,10 +18,10 @@ def client_of(index, **options):
 
 
 @contextmanager
-def served(index, limits=None, app=None):
+def served(index, limits=None, app=None, port=0):
     """A server on a socket of its own, in a thread: its (host, port)."""
     limits = limits or Limits()
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+    with socket.create_server(("127.0.0.1", port), backlog=512) as listener:
         server = server_of(app or create_app(index, limits=limits), limits)
         ready = threading.Event()
         server.ready = ready.set

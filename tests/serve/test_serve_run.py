@@ -49,7 +49,7 @@ def test_what_cannot_be_served_is_said_before_anything_listens(call, made, tmp_p
 
 
 def test_an_address_that_cannot_be_had_is_a_sentence():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot be listened on .*--port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot be listened on"):
         listen("127.0.0.1", taken.getsockname()[1])
     for host in ("192.0.2.1", "no.such.host.invalid"):
         with pytest.raises(UsageError, match="choose another with --host"):

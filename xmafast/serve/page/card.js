@@ -48,8 +48,7 @@ export class Card {
     time.hidden = !found && clip.kind !== "image";
     this.bars.hidden = !found || clip.weights.length < 2;
     this.bars.replaceChildren(...(this.bars.hidden ? [] : strip(clip.weights, clip.frame)));
-    const moment = clip.kind === "image" ? "an image" : `best at ${clock(clip.best_time ?? 0)}`;
-    this.button.setAttribute("aria-label", found ? `${nameOf(clip)}, score ${clip.score.toFixed(3)}, ${moment}` : nameOf(clip));
+    this.root.querySelector(".moment-told").textContent = found && clip.kind !== "image" ? `best at ${clock(clip.best_time)}` : clip.kind;
   }
 
   rest() {
