@@ -157,7 +157,7 @@ def test_the_keyboard_goes_everywhere(visit):
     assert page.locator("#viewer-title").inner_text() == titles(page)[1]
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    assert page.evaluate(at) == 1
+    until(page, f"{at} === 1")
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "query"
     page.keyboard.press("Escape")

@@ -144,8 +144,9 @@ class Api:
 
     async def search_file(self, request: Request) -> Response:
         asked = Asked(request, "adapter", "topk", "path", "since", "until", "start", "end")
-        if request.headers.get("content-type", "").partition(";")[0].partition("/")[0] not in ("image", "video", "application"):
-            # a form of another site can send text and forms without asking first, and cannot send these
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not kind.startswith(("image/", "video/")) and kind != "application/octet-stream":
+            # a page of another site can send text and forms without asking first, and cannot send these
             raise Refused(415, "Send the file itself as the body, as image/* or video/* or application/octet-stream.", connection="close")
         begun, adapter = time.perf_counter(), self.engine.adapter_of(asked.text("adapter"))
         topk, filters = asked.topk(self.limits), asked.filters()

@@ -147,6 +147,7 @@ class Engine:
         self._uploads += 1
         try:
             work = asyncio.get_running_loop().run_in_executor(self._uploading, self._by_file, path, kind, adapter, topk, filters)
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits for it any more
             return await asyncio.wait_for(asyncio.shield(work), 3 * self.limits.decode_seconds + 10)
         except (TimeoutError, asyncio.TimeoutError):
             raise Refused(422, "Reading this file takes too long; try a shorter one.") from None

@@ -7,7 +7,10 @@ from typing import Any
 from xmafast import __version__
 from xmafast.serve.limits import Limits
 
-STRING, NUMBER, WHOLE, TRUTH = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
+STRING: dict[str, Any] = {"type": "string"}
+NUMBER: dict[str, Any] = {"type": "number"}
+WHOLE: dict[str, Any] = {"type": "integer"}
+TRUTH: dict[str, Any] = {"type": "boolean"}
 
 
 def _list(of: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-_CLIP = {
+_CLIP: dict[str, dict[str, Any]] = {
     "id": {**STRING, "description": "Path below the library's folder; of a cache SPLIT/ID."},
     "token": {**STRING, "pattern": "^[0-9a-f]{20}$", "description": "What addresses call it."},
     "kind": {"enum": ["video", "image"]},

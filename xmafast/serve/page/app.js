@@ -25,7 +25,7 @@ class Said extends Error {} // what the server says is wrong
 async function call(address, options = {}) {
   const answer = await fetch(address, options);
   const value = await answer.json().catch(() => ({ error: "The server gave an answer that is none." }));
-  if (!answer.ok) throw Object.assign(new Said(value.error), { status: answer.status });
+  if (!answer.ok) throw Object.assign(new Said(value.error), { again: answer.headers.has("retry-after") });
   return value;
 }
 
@@ -65,7 +65,7 @@ async function search() {
   } catch (error) {
     if (mine !== asked || error.name === "AbortError") return;
     if (!(error instanceof Said)) lost();
-    else if (error.status === 503) { complain(error.message); pause = setTimeout(search, 1500); }
+    else if (error.again) { complain(error.message); pause = setTimeout(search, 1500); }
     else complain(error.message);
   }
   if (mine === asked) { clearTimeout(slow); busy(false); }
