@@ -133,21 +133,62 @@ def test_the_same_question_is_answered_once(index, monkeypatch):
     assert 1 <= len(asked) <= 2  # two at most: the same words for two numbers of clips, at the same time
 
 
-def test_too_many_searches_wait_for_nobody(index):
+def test_too_many_searches_wait_for_nobody(index, monkeypatch):
+    hold, embed = threading.Event(), engine.embed_texts
+    monkeypatch.setattr(engine, "embed_texts", lambda model, texts: hold.wait(20) and embed(model, texts))
+
     async def crowd():
         limited = Engine(index, limits=Limits(searches=2))
-        hold = threading.Event()
-        limited._find = lambda *_: hold.wait(20) and []
-        waiting = [asyncio.create_task(limited.by_text(str(i), "frozen", 1, Filters())) for i in range(2)]
+        waiting = [asyncio.create_task(limited.by_text(f"query {i}", "frozen", 1, Filters())) for i in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(engine.Refused, match="more searches waiting"):
             await limited.by_text("another", "frozen", 1, Filters())
-        assert len(limited._asked) == 2
         hold.set()
-        await asyncio.gather(*waiting)
+        assert [len(hits) for hits in await asyncio.gather(*waiting)] == [1, 1]
         await asyncio.sleep(0.05)
-        assert limited._waiting == 0
+        assert limited._waiting == len(limited._asked) == 0
         limited.close()
+
+    asyncio.run(crowd())
+
+
+def test_texts_that_wait_are_searched_together_and_find_the_same(index, monkeypatch):
+    together, hold = [], threading.Event()
+    search, embed = Index.search_vectors, engine.embed_texts
+    monkeypatch.setattr(Index, "search_vectors", lambda self, v, **options: together.append(len(v)) or search(self, v, **options))
+    monkeypatch.setattr(engine, "embed_texts", lambda model, texts: hold.wait(20) and embed(model, texts))
+    texts = [f"a {thing}" for thing in ("rainbow", "cloud", "house", "car", "tree", "clock", "star", "fish", "hand", "face")]
+
+    async def crowd():
+        one = Engine(index)
+        asked = [asyncio.create_task(one.by_text(text, name, 3, Filters())) for text in texts for name in ("frozen", "other")]
+        await asyncio.sleep(0.2)
+        hold.set()
+        answers = await asyncio.gather(*asked)
+        one.close()
+        return answers
+
+    answers = iter(asyncio.run(crowd()))
+    for text in texts:
+        for name in ("frozen", "other"):
+            hits, wanted = next(answers), index.search(text, topk=3, adapter=name)
+            assert [hit["id"] for hit in hits] == [hit.id for hit in wanted]
+            assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in wanted], abs=1e-6)
+    assert sum(together) == 20
+    assert 1 < max(together) <= engine.TOGETHER
+
+
+def test_an_error_in_one_turn_reaches_all_who_waited_and_nobody_else(index, monkeypatch):
+    embed = engine.embed_texts
+
+    async def crowd():
+        one = Engine(index)
+        monkeypatch.setattr(engine, "embed_texts", lambda *_: 1 / 0)
+        failed = await asyncio.gather(*(one.by_text(f"text {i}", "frozen", 1, Filters()) for i in range(5)), return_exceptions=True)
+        assert [type(error) for error in failed] == [ZeroDivisionError] * 5
+        monkeypatch.setattr(engine, "embed_texts", embed)
+        assert len(await one.by_text("text 1", "frozen", 1, Filters())) == 1
+        one.close()
 
     asyncio.run(crowd())
 

@@ -309,7 +309,31 @@ class Index:
             raise UsageError(f"topk must be at least 1, not {topk}.")
         return self.now()._search(query, topk, adapter, filters, header)
 
-    def _search(self, query: Tensor | np.ndarray, topk: int, adapter: str | None, filters: Filters, header: str | None) -> list[Found]:
+    def search_vectors(self, queries: Tensor, *, topk: int = 5, adapter: str | None = None) -> list[list[Found]]:
+        """``search_vector`` of several queries (Q, D) under the adapter's own header, for servers: the embeddings are read once for all.
+
+        The same items in the same order; scores of the text-conditioned header may differ from those of one query by float32's rounding.
+        """
+        if topk < 1:
+            raise UsageError(f"topk must be at least 1, not {topk}.")
+        index, inner = self.now(), None
+        chosen = index._adapter(adapter)
+        queries = queries.detach().float().cpu()
+        if len(queries) > 1 and chosen.about["pooling"] == "text-conditioned" and queries.shape[1:] == (int(chosen.about["dim"]),):
+            with torch.inference_mode():
+                inner = index._embeddings(chosen).inner_of_all(queries)
+        each = [None] * len(queries) if inner is None else list(inner)
+        return [index._search(query, topk, chosen.name, EVERYTHING, None, own) for query, own in zip(queries, each, strict=True)]
+
+    def _search(
+        self,
+        query: Tensor | np.ndarray,
+        topk: int,
+        adapter: str | None,
+        filters: Filters,
+        header: str | None,
+        inner: Tensor | None = None,
+    ) -> list[Found]:
         chosen = self._adapter(adapter)
         stored, about = self._embeddings(chosen), chosen.about
         header = header or str(about["pooling"])
@@ -322,7 +346,7 @@ class Index:
         temperature = float(about["temperature"])
         with torch.inference_mode():
             if header == "text-conditioned":
-                best, order = best_frames(TextConditioned(vector, stored, items, real, temperature), topk)
+                best, order = best_frames(TextConditioned(vector, stored, items, real, temperature, inner), topk)
             elif header == "frame":
                 best, order = best_frames(BestFrame(vector, stored, items, real), topk)
             elif filters.start is not None or filters.end is not None:

@@ -7,9 +7,10 @@ import hashlib
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,8 @@ from xmafast.serve.answers import Refused, unavailable
 from xmafast.serve.limits import Limits
 
 T = TypeVar("T")
+Begin = Callable[[Hashable, Index], "asyncio.Future[list[dict[str, Any]]]"]
+TOGETHER = 8  # texts that are searched together
 LOOK = 2.0  # seconds between two looks at whether the library has been updated
 
 
@@ -53,6 +56,21 @@ class Recent(Generic[T]):
         return value
 
 
+@dataclass(eq=False)
+class _Text:
+    """A text that waits for its turn, and its answer to come."""
+
+    key: Hashable
+    index: Index
+    query: str
+    adapter: str
+    topk: int
+    answer: Future[list[dict[str, Any]]] = field(default_factory=Future)
+
+    def goes_with(self, other: _Text) -> bool:
+        return (self.index.revision, self.adapter, self.topk) == (other.index.revision, other.adapter, other.topk)
+
+
 class Engine:
     """One library and its models. adapter: which one is asked where a client names none.
 
@@ -71,6 +89,8 @@ class Engine:
         self._vectors: Recent[Tensor] = Recent(2048)
         self._frames: Recent[tuple[str, np.ndarray]] = Recent(16)
         self._asked: dict[Hashable, asyncio.Future[list[dict[str, Any]]]] = {}
+        self._texts: deque[_Text] = deque()
+        self._turn = threading.Lock()
         self._waiting = self._uploads = 0
         self.trouble = ""  # why the library as it is now cannot be read
 
@@ -120,15 +140,45 @@ class Engine:
 
     async def by_text(self, query: str, adapter: str, topk: int, filters: Filters) -> list[dict[str, Any]]:
         query = " ".join(query.split())
+        question = ("text", query, adapter, topk, filters)
+        if filters == Filters():
+            return await self._once(question, lambda key, index: self._in_turn(_Text(key, index, query, adapter, topk)))
 
         def find(index: Index) -> list[Found]:
-            key = (index.revision, adapter, query)
-            vector = self._vectors.get(key)
-            if vector is None:
-                vector = self._vectors.put(key, embed_texts(index.retriever(adapter), [query])[0].cpu())
-            return index.search_vector(vector, topk=topk, adapter=adapter, filters=filters)
+            return index.search_vector(self._vector(index, adapter, query), topk=topk, adapter=adapter, filters=filters)
 
-        return await self._once(("text", query, adapter, topk, filters), find)
+        return await self._once(question, self._in_thread(find, filters))
+
+    def _vector(self, index: Index, adapter: str, query: str) -> Tensor:
+        key = (index.revision, adapter, query)
+        vector = self._vectors.get(key)
+        return self._vectors.put(key, embed_texts(index.retriever(adapter), [query])[0].cpu()) if vector is None else vector
+
+    def _in_turn(self, text: _Text) -> asyncio.Future[list[dict[str, Any]]]:
+        """Texts that wait are taken together: the embeddings, which are most of the work, are then read once for all of them."""
+        with self._turn:
+            self._texts.append(text)
+        self._searching.submit(self._drain)
+        return asyncio.wrap_future(text.answer)
+
+    def _drain(self) -> None:
+        torch.set_num_threads(1)
+        with self._turn:
+            if not self._texts:
+                return  # another thread has taken them along
+            first = self._texts[0]
+            mine = [text for text in self._texts if text.goes_with(first)][:TOGETHER]
+            for text in mine:
+                self._texts.remove(text)
+        try:
+            index = first.index
+            vectors = torch.stack([self._vector(index, text.adapter, text.query) for text in mine])
+            for text, found in zip(mine, index.search_vectors(vectors, topk=first.topk, adapter=first.adapter), strict=True):
+                text.answer.set_result(self._answers.put(text.key, [hit_record(hit, index) for hit in found]))
+        except BaseException as error:
+            for text in mine:
+                if not text.answer.done():
+                    text.answer.set_exception(error)
 
     async def by_clip(self, name: str, adapter: str, topk: int, filters: Filters) -> list[dict[str, Any]]:
         """What is most like a clip of the library."""
@@ -138,7 +188,7 @@ class Engine:
             mean = pool(frames[None], torch.ones(1, len(frames), dtype=torch.bool))[0] * frames.norm(dim=1).mean()
             return index.search_vector(mean, topk=topk, adapter=adapter, filters=filters, header="mean")
 
-        return await self._once(("clip", name, adapter, topk, filters), find)
+        return await self._once(("clip", name, adapter, topk, filters), self._in_thread(find, filters))
 
     async def by_file(self, path: Path, kind: str, adapter: str, topk: int, filters: Filters) -> list[dict[str, Any]]:
         """What is most like a file that a client sent; kind: ``image`` or ``clip``, which decides how it is compared."""
@@ -173,7 +223,7 @@ class Engine:
         )
         return _filtered(find, filters, index)
 
-    async def _once(self, question: tuple[Any, ...], find: Callable[[Index], list[Found]]) -> list[dict[str, Any]]:
+    async def _once(self, question: tuple[Any, ...], begin: Begin) -> list[dict[str, Any]]:
         """An answer from memory, from whoever is working on the same question, or from a thread."""
         index = self.index.now()
         key = (index.revision, *question)
@@ -182,13 +232,14 @@ class Engine:
         if key not in self._asked:
             if self._waiting >= self.limits.searches:
                 raise unavailable("The server has more searches waiting than it can answer; try again in a moment.")
+            work = begin(key, index)
             self._waiting += 1
-            work = asyncio.ensure_future(
-                asyncio.get_running_loop().run_in_executor(self._searching, self._find, key, index, find, question[-1])
-            )
             self._asked[key] = work
             work.add_done_callback(lambda done: self._done(key, done))
         return await asyncio.shield(self._asked[key])
+
+    def _in_thread(self, find: Callable[[Index], list[Found]], filters: Filters) -> Begin:
+        return lambda key, index: asyncio.get_running_loop().run_in_executor(self._searching, self._find, key, index, find, filters)
 
     def _done(self, key: Hashable, work: asyncio.Future[list[dict[str, Any]]]) -> None:
         self._waiting -= 1
