@@ -23,6 +23,7 @@ from xmafast.cli.methods import methods
 from xmafast.cli.options import SpreadCommand
 from xmafast.cli.report import report
 from xmafast.cli.search import search
+from xmafast.cli.serve import serve
 from xmafast.cli.sharing import export, pull, push
 from xmafast.cli.train import train
 from xmafast.cli.verify import verify
@@ -43,6 +44,7 @@ for name, command in (
     ("report", report),
     ("index", index),
     ("search", search),
+    ("serve", serve),
     ("methods", methods),
     ("datasets", datasets),
     ("verify", verify),

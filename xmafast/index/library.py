@@ -104,12 +104,12 @@ class Index:
         self.path = Path(path)
         self._given, self._device = dict(retrievers or {}), torch.device(device) if device is not None else best_device()
         self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._models = Models(self.path, self._device, self._given)  # by the hash of what they are, so that they outlive an update
         self._take(Snapshot(self.path))
         if stray := sorted(set(self._given) - set(self.adapters)):
             raise unknown("adapter", stray[0], self.adapters)
 
     def _take(self, snapshot: Snapshot) -> None:
-        self._models = Models(self.path, self._device, self._given)
         self._stored: dict[str, _Embeddings] = {}
         self._row = {item.id: row for row, item in enumerate(snapshot.items)}
         self._modified = np.array([_seconds(item.mtime) for item in snapshot.items])
@@ -117,7 +117,7 @@ class Index:
         self._counts, most = counts, int(counts.max()) if len(counts) else 0
         self._times = np.zeros((len(counts), most), np.float32)
         self._times[np.arange(most) < counts[:, None]] = [t for content in snapshot.contents for t in content.times]
-        self._tokens: dict[str, str] | None = None
+        self._tokens: dict[str, str] = {}  # filled when one is first asked for
         self._snapshot = snapshot
 
     def refresh(self) -> bool:
@@ -129,7 +129,7 @@ class Index:
             self._take(snapshot)
         return True
 
-    def _now(self) -> Index:
+    def now(self) -> Index:
         """The library as it is at this moment, whatever ``refresh`` does to it meanwhile in another thread."""
         with self._lock:
             return copy.copy(self)
@@ -152,9 +152,19 @@ class Index:
         return [item.id for item in self._snapshot.items]
 
     @property
+    def newest(self) -> list[str]:
+        """The ids again, of the files that were changed last first."""
+        return [self._snapshot.items[row].id for row in np.argsort(-self._modified, kind="stable").tolist()]
+
+    @property
     def adapters(self) -> dict[str, Mapping[str, Any]]:
         """What is known of each adapter, by name: its backbone, method, header, and where it came from."""
         return {name: adapter.about for name, adapter in self._snapshot.adapters.items()}
+
+    @property
+    def revision(self) -> int:
+        """How often the library was updated; another number, another content."""
+        return int(self._snapshot.meta["revision"])
 
     @property
     def failures(self) -> dict[str, str]:
@@ -168,8 +178,8 @@ class Index:
 
     def id_of(self, token: str) -> str:
         """The item that a token stands for. Raises DataError where there is none."""
-        if self._tokens is None:
-            self._tokens = {token_of(item.id): item.id for item in self._snapshot.items}
+        if not self._tokens:
+            self._tokens.update({token_of(item.id): item.id for item in self._snapshot.items})
         if token not in self._tokens:
             raise DataError(f"{self.path} holds no item {token[:40]!r}; search again, it may have been taken out.")
         return self._tokens[token]
@@ -179,6 +189,10 @@ class Index:
         if row is None:
             raise DataError(f"{self.path} holds no item {name!r}; its ids are paths below {self._snapshot.meta['root']}.")
         return row, self._snapshot.items[row]
+
+    def item(self, name: str) -> Item:
+        """What the catalogue says of an item: its file's size and time when it was indexed, a hash of its content, its captions."""
+        return self._item(name)[1]
 
     def source(self, name: str) -> Path:
         """The file of an item, where it was when it was indexed."""
@@ -293,9 +307,33 @@ class Index:
         """
         if topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}.")
-        return self._now()._search(query, topk, adapter, filters, header)
+        return self.now()._search(query, topk, adapter, filters, header)
 
-    def _search(self, query: Tensor | np.ndarray, topk: int, adapter: str | None, filters: Filters, header: str | None) -> list[Found]:
+    def search_vectors(self, queries: Tensor, *, topk: int = 5, adapter: str | None = None) -> list[list[Found]]:
+        """``search_vector`` of several queries (Q, D) under the adapter's own header, for servers: the embeddings are read once for all.
+
+        The same items in the same order; scores of the text-conditioned header may differ from those of one query by float32's rounding.
+        """
+        if topk < 1:
+            raise UsageError(f"topk must be at least 1, not {topk}.")
+        index, inner = self.now(), None
+        chosen = index._adapter(adapter)
+        queries = queries.detach().float().cpu()
+        if len(queries) > 1 and chosen.about["pooling"] == "text-conditioned" and queries.shape[1:] == (int(chosen.about["dim"]),):
+            with torch.inference_mode():
+                inner = index._embeddings(chosen).inner_of_all(queries)
+        each = [None] * len(queries) if inner is None else list(inner)
+        return [index._search(query, topk, chosen.name, EVERYTHING, None, own) for query, own in zip(queries, each, strict=True)]
+
+    def _search(
+        self,
+        query: Tensor | np.ndarray,
+        topk: int,
+        adapter: str | None,
+        filters: Filters,
+        header: str | None,
+        inner: Tensor | None = None,
+    ) -> list[Found]:
         chosen = self._adapter(adapter)
         stored, about = self._embeddings(chosen), chosen.about
         header = header or str(about["pooling"])
@@ -308,7 +346,7 @@ class Index:
         temperature = float(about["temperature"])
         with torch.inference_mode():
             if header == "text-conditioned":
-                best, order = best_frames(TextConditioned(vector, stored, items, real, temperature), topk)
+                best, order = best_frames(TextConditioned(vector, stored, items, real, temperature, inner), topk)
             elif header == "frame":
                 best, order = best_frames(BestFrame(vector, stored, items, real), topk)
             elif filters.start is not None or filters.end is not None:
