@@ -126,7 +126,7 @@ def test_work_killed_at_any_step_is_finished_by_repeating_it(server, tmp_path, n
     assert steps > 5
 
 
-@pytest.mark.parametrize("name", ["jpeg", "merge of jpeg", "train", "train, resumed"])
+@pytest.mark.parametrize("name", [pytest.param("jpeg", marks=pytest.mark.slow), "merge of jpeg", "train", "train, resumed"])
 def test_work_killed_at_some_steps_is_finished_by_repeating_it(server, tmp_path, name):
     kill_at_steps(server, tmp_path, name, lambda steps: {steps // 2} if name == "train, resumed" else {2, steps // 2, steps - 2})
 

@@ -124,6 +124,7 @@ def test_without_a_method_and_a_header_that_trains_there_is_nothing_to_do(call, 
     assert "has no options, and is given bottleneck" in err
 
 
+@pytest.mark.slow  # counts the multiply-accumulates of every method
 def test_methods_are_listed_with_size_cost_and_source(call):
     code, out, err = call("methods", "--backbone", "demo", "--json")
     assert code == 0, err

@@ -76,6 +76,7 @@ def test_a_second_writer_is_refused_and_a_crash_leaves_no_lock(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits a process with resource.setrlimit")
+@pytest.mark.slow
 def test_a_full_disk_stops_with_what_was_done_intact(tmp_path):
     """A limit on the file's size stands for the disk: the layout fits under it, and of the frames the first rows alone do."""
     path, split = tmp_path / "train.h5", demo_split("train", 8)

@@ -25,7 +25,7 @@ def test_an_item_is_a_pair_of_video_and_caption(small_caches):
     assert xmafast.FrameDataset is FrameDataset
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same_batches_however_they_start(small_caches, context):
     data = FrameDataset(small_caches / "test.h5", each_caption=False)
     alone = list(DataLoader(data, batch_size=5))
