@@ -126,6 +126,7 @@ def _cache(
     workspace: Path,
 ) -> tuple[list[Any], int, str]:
     from xmafast.cache import open_splits
+    from xmafast.records import stream_of
     from xmafast.retriever import Retriever, best_device, load
     from xmafast.search import search as find
 
@@ -138,13 +139,14 @@ def _cache(
     if run is not None or (backbone is None and newest_runs(workspace)):
         folder = run_folder(run, workspace)
         retriever, store, name = load(folder).to(best_device()), folder / "embeddings", str(folder)
-        retriever.patch = patch
+        retriever.patch, retriever.stream = patch, stream_of(folder)
         where = run_cache(folder) if cache is None else cache_folder(cache, workspace)
     else:
         where = cache_folder(cache, workspace)
         retriever = Retriever(frozen_backbone(where, backbone, pretrained), None).to(best_device())
         store, name = (where if where.is_dir() else where.parent) / "embeddings", f"the frozen {retriever.backbone.name}"
     caches = list(open_splits(where).values())
+    retriever.take_dataset(str(caches[0].attributes.get("dataset")))
     note(f"Searching {where} with {name}")
     with bar("frames to embeddings", "videos") as update:
         hits = find(retriever, caches, query, topk=topk, store=store, progress=update)
