@@ -315,7 +315,8 @@ def show(trained: Trained) -> None:
         out.print(f"Ended after {done} of {planned} epochs, {without} without a better one.")
     out.print(f"Trained {m['trainable']:,} parameters, {m['trainable_percent']:.2f} % of the backbone's, in {m['train_seconds']:.0f} s.")
     out.print(f"Run: {trained.folder}")
-    out.print("Next: xmafast eval --topk 1 5 10")
+    where = f"{trained.folder} CACHE, on one of them" if "validation_by_dataset" in m else "--topk 1 5 10"
+    out.print(f"Next: xmafast eval {where}")
 
 
 def dataset_of(folder: Path) -> str:
