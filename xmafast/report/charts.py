@@ -107,9 +107,11 @@ def apart(places: Sequence[float]) -> list[float]:
 
 
 def _range(low: float, high: float) -> tuple[float, float, list[float]]:
-    """A range of whole steps around the values, and its ticks."""
+    """A range of whole steps around the values, and its ticks. One value alone is seen against zero."""
     if not high > low:
-        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+        low, high = min(low, 0.0), max(high, 0.0)
+    if not high > low:
+        high = 1.0
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step = next(step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 5)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
