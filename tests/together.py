@@ -9,7 +9,8 @@ import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -30,6 +31,7 @@ from xmafast.distributed import Processes, joined
 from xmafast.evaluation import rank_cache
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import sharded_info_nce
+from xmafast.methods.stream import Stream
 from xmafast.retriever import Retriever
 from xmafast.training import Recipe, Trainer
 from xmafast.training.data import Batch, Draw, Place
@@ -95,10 +97,23 @@ def _serve(end: Connection, rank: int, count: int, store: str) -> None:
             end.send(error)
 
 
+class Heard:
+    """Another stream of any video, by its id."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def read(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        made = [torch.randn(2, self.width, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) for name in ids]
+        return torch.stack(made) if made else torch.zeros(0, 2, self.width), torch.ones(len(ids), 2, dtype=torch.bool)
+
+
 def model_of(method: str | None, header: str | None, on: Backbone, **options: Any) -> Retriever:
     """A method away from its start, so that nothing is zero that need not be."""
     torch.manual_seed(0)
     model = Retriever(on, method, header, **{**ready(method), **options}).train()
+    if isinstance(model.method, Stream):
+        model.stream = Heard(model.method.stream_width)  # type: ignore[assignment]
     with torch.no_grad():
         for parameter in model.trained.values():
             parameter.add_(torch.randn_like(parameter) * 0.005)

@@ -91,24 +91,24 @@ def test_the_shares_of_the_loss_and_its_gradients_sum_to_those_of_one_process(cr
 # the step
 
 
-def assert_the_same_step(found, wanted):
+def assert_the_same_step(found, wanted, within=2e-6):
     """Within what float32 can promise: logits are cosines times 100, so that one process too is that far from itself in other batches."""
     loss, gradients = wanted
-    assert found[0].item() == pytest.approx(loss.item(), rel=2e-6)
+    assert found[0].item() == pytest.approx(loss.item(), rel=within)
     assert {name for name, g in found[1].items() if g is not None} == {name for name, g in gradients.items() if g is not None}
     names = [name for name, g in gradients.items() if g is not None]
     whole = torch.cat([gradients[name].flatten() for name in names]).norm()
     assert whole > 0
-    assert torch.cat([(found[1][name] - gradients[name]).flatten() for name in names]).norm() <= 2e-6 * whole
+    assert torch.cat([(found[1][name] - gradients[name]).flatten() for name in names]).norm() <= within * whole
     for name in names:
-        assert (found[1][name] - gradients[name]).norm() <= 6e-6 * gradients[name].norm() + 2e-7 * whole, name
+        assert (found[1][name] - gradients[name]).norm() <= 3 * within * gradients[name].norm() + 0.1 * within * whole, name
 
 
-def assert_as_one_process(crews, cache, backbone, method, header, pairs, micro_batch=0, **options):
+def assert_as_one_process(crews, cache, backbone, method, header, pairs, micro_batch=0, within=2e-6, **options):
     wanted = together.step(ALONE, cache, method, header, pairs, on=backbone, **options)
     for crew in crews.values():
         steps = crew.all(together.step, cache, method, header, pairs, micro_batch, **options)
-        assert_the_same_step(steps[0], wanted)
+        assert_the_same_step(steps[0], wanted, within)
         for other in steps[1:]:  # to the bit, or their weights would part
             assert torch.equal(other[0], steps[0][0])
             assert all(g is None if steps[0][1][name] is None else torch.equal(g, steps[0][1][name]) for name, g in other[1].items())
@@ -135,7 +135,8 @@ def test_a_step_has_the_loss_and_gradients_of_one_process(crews, cache, demo_bac
 def test_a_step_of_every_method_has_the_gradients_of_one_process(crews, cache, demo_backbone, method, header):
     options = {"dropout": 0.0} if method == "clip-lora" else {}
     if method != "hada":  # whose second backbone stands in the test's own process alone
-        assert_as_one_process(crews, cache, demo_backbone, method, header, 7, **options)
+        # encoders round otherwise in batches of another size: some methods' own products carry that beyond 2e-6, in one process too
+        assert_as_one_process(crews, cache, demo_backbone, method, header, 7, within=1e-5, **options)
 
 
 def test_a_process_without_pairs_takes_its_part(crews, cache, demo_backbone):
