@@ -179,10 +179,11 @@ class Backbone(nn.Module):
         """
         text, mask = self.text, causal_mask(self.text.attn_mask, tokens.shape[1])
         above = places if places is None or not block else lambda i: places(block + i)
-        x = run_blocks(list(text.transformer.resblocks)[block:], x, mask, above)
-        x = text.ln_final(x)
         pool, eos = _pooling(text)
-        x = text_global_pool(x, tokens, pool, eos_token_id=eos)
+        reads = self.text_ends(tokens) if pool in ("first", "last", "argmax", "eos") else None
+        whole = x.shape[1]
+        x = text.ln_final(run_blocks(list(text.transformer.resblocks)[block:], x, mask, above, reads))
+        x = x.squeeze(1) if x.shape[1] < whole else text_global_pool(x, tokens, pool, eos_token_id=eos)
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x)
         return x if text.text_projection is None else x @ text.text_projection

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 Map = Callable[[Tensor], Tensor]
+Reads = int | Tensor  # which token of a sequence is read at the end: the same of all, or (B,)
 
 
 class MapThenNorm:
@@ -58,6 +60,8 @@ class Places:
     takes away again; in a causal encoder each token sees those before it, and rotary positions do not turn them.
 
     after_attention and after_mlp may be a ``MapThenNorm``.
+
+    tokenwise: what stands behind the attention, and beside it, makes of each token what it would make of it alone.
     """
 
     before: Map | None = None
@@ -70,6 +74,19 @@ class Places:
     parallel_mlp: Callable[[Tensor, Tensor], Tensor] | None = None
     after_mlp: Map | None = None
     after: Map | None = None
+    tokenwise: bool = False
+
+    @property
+    def by_token(self) -> bool:
+        """``tokenwise``, or nothing of the kind is there."""
+        added = (self.parallel_attention, self.after_attention, self.parallel_mlp, self.after_mlp)
+        return self.tokenwise or all(place is None for place in added)
+
+    @property
+    def read_alone(self) -> bool:
+        """Whether one token of this block's output can be had without the others, but for the keys and values that it attends to."""
+        moved = (self.before, self.key_bias, self.attended, self.between, self.after)
+        return self.by_token and all(place is None for place in moved)
 
     @property
     def open_attention(self) -> bool:
@@ -94,7 +111,8 @@ def clip_block(
             mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
 
     h = block.ln_1(x) if h is None else h
-    if places.open_attention:
+    if places.open_attention or (torch.is_grad_enabled() and places is not EMPTY and type(block) is ResidualAttentionBlock):
+        # open in training too: torch's own gives its projection (T, B, D), whose gradient is then T small products in place of one
         y = _clip_attention(block, h, mask, places)
     elif isinstance(block, CustomResidualAttentionBlock):
         y = block.ln_attn(block.attn(h, attn_mask=mask))
@@ -108,6 +126,25 @@ def clip_block(
     if places.after is not None:
         x, h = places.after(x), None
     return x, h
+
+
+def read_block(
+    reads: Reads, block: Any, x: Tensor, mask: Tensor | None, places: Places, h: Tensor | None, following: Any
+) -> tuple[Tensor, None]:
+    """``clip_block`` for the one token that is read of each sequence: (B, T, D) -> (B, 1, D). For places that are ``read_alone``."""
+    h = block.ln_1(x) if h is None else h
+    x, own = _token(x, reads), _token(h, reads)
+    if mask is not None:
+        mask = mask[reads : reads + 1] if isinstance(reads, int) else mask[reads].unsqueeze(1).unsqueeze(1)
+    y = _clip_attention(block, h, mask, places, reads)
+    x, h = _first_residual(x, own, block.ls_1(y), places, block.ln_2)
+    x, _ = _residual(x, h, block.ls_2(block.mlp(h)), places.parallel_mlp, places.after_mlp, None)
+    return x, None
+
+
+def _token(x: Tensor, at: Reads) -> Tensor:
+    """(B, T, D) -> (B, 1, D), the token that stands there in each sequence."""
+    return x[:, at : at + 1] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at].unsqueeze(1)
 
 
 def timm_block(
@@ -180,10 +217,18 @@ FAMILIES: dict[type[nn.Module], tuple[Callable[..., tuple[Tensor, Tensor | None]
 }
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attends: Tensor | None, places: Callable[[int], Places] | None) -> Tensor:
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    attends: Tensor | None,
+    places: Callable[[int], Places] | None,
+    reads: Reads | None = None,
+) -> Tensor:
     """Blocks of one encoder, one after the other; ``places(i)`` is what the method puts into block i.
 
-    attends: what their attention takes beside the tokens, an additive mask (T, T) or rotary positions.
+    attends: what their attention takes beside the tokens, an additive mask (T, T) or rotary positions. reads: the token that the encoder's
+    embedding is read at, where there is one: the result may then be that token alone, (B, 1, D), which in training spares the rest of the
+    last block, and its backward pass.
     """
     blocks = list(blocks)
     at = [EMPTY if places is None else places(i) for i in range(len(blocks))]
@@ -191,11 +236,18 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, attends: Tensor | None, p
     h = None
     for block, place, norm in zip(blocks, at, [*following, None][: len(blocks)], strict=True):
         forward, _ = FAMILIES[type(block)]
+        if reads is not None and block is blocks[-1] and _read_alone(block, place):
+            forward = partial(read_block, reads)
         if _CHECKPOINTED.get() and torch.is_grad_enabled():
             x, h = _again_in_backward(forward, block, x, attends, place, h, norm)
         else:
             x, h = forward(block, x, attends, place, h, norm)
     return x
+
+
+def _read_alone(block: nn.Module, place: Places) -> bool:
+    """In training alone, and with a method: what evaluation gives is equal to the libraries' own, to the bit."""
+    return torch.is_grad_enabled() and place is not EMPTY and type(block) is ResidualAttentionBlock and place.read_alone
 
 
 _CHECKPOINTED = ContextVar("checkpointed", default=False)
@@ -277,14 +329,21 @@ def _heads(parts: Sequence[Tensor], width: int) -> list[Tensor]:
     return [part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts]
 
 
-def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places) -> Tensor:
-    """The attention of open_clip's blocks, step by step."""
+def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places, reads: Reads | None = None) -> Tensor:
+    """The attention of open_clip's blocks, step by step; (B, 1, D) where one token is read, whose row of the mask is given."""
     attn, custom = block.attn, isinstance(block, CustomResidualAttentionBlock)
     if custom and attn.logit_scale is not None:
         raise TypeError("the places inside the attention are not available where it is a scaled cosine")
-    qkv = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)
-    qkv = qkv if places.qkv is None else places.qkv(h, qkv)
-    q, k, v = _heads(qkv.chunk(3, dim=-1), attn.head_dim)
+    if reads is not None and places.qkv is None:  # only that token asks
+        d = attn.embed_dim
+        own = F.linear(_token(h, reads), attn.in_proj_weight[:d], attn.in_proj_bias[:d])
+        parts = (own, *F.linear(h, attn.in_proj_weight[d:], attn.in_proj_bias[d:]).chunk(2, dim=-1))
+    else:
+        qkv = F.linear(h, attn.in_proj_weight, attn.in_proj_bias)
+        qkv = qkv if places.qkv is None else places.qkv(h, qkv)
+        own, *others = qkv.chunk(3, dim=-1)
+        parts = (own if reads is None else _token(own, reads), *others)
+    q, k, v = _heads(parts, attn.head_dim)
     if custom:
         q, k = attn.ln_q(q), attn.ln_k(k)
     y = _attend(q, k, v, mask, places)

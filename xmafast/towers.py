@@ -29,6 +29,7 @@ class Tower:
     prefix: int
     grid: tuple[int, int]
     rotary = False
+    reads: int | None = None  # the token that ``head`` reads, where it reads one alone
 
     @property
     def tokens(self) -> int:
@@ -40,8 +41,12 @@ class Tower:
         raise NotImplementedError
 
     def run(self, x: Tensor, places: Callable[[int], Places] | None, first: int = 0, last: int | None = None) -> Tensor:
-        """Blocks ``first`` up to ``last``, not included; ``places(i)`` counts from the first of the whole tower."""
-        return run_blocks(self.blocks[first:last], x, self._rope(), places and (lambda i: places(first + i)))
+        """Blocks ``first`` up to ``last``, not included; ``places(i)`` counts from the first of the whole tower.
+
+        In training it may be the token alone that ``head`` reads, (B, 1, W) (``run_blocks``).
+        """
+        reads = self.reads if last is None else None
+        return run_blocks(self.blocks[first:last], x, self._rope(), places and (lambda i: places(first + i)), reads)
 
     def head(self, x: Tensor) -> Tensor:
         """Tokens that leave the last block -> embeddings (B, D)."""
@@ -58,6 +63,7 @@ class ClipTower(Tower):
         self.visual = visual
         self.blocks, self.width = list(visual.transformer.resblocks), visual.transformer.width
         self.prefix, self.grid = 1, visual.grid_size
+        self.reads = 0 if visual.attn_pool is None and visual.pool_type == "tok" else None
 
     def embed(self, images: Tensor) -> Tensor:
         return self.visual._embeds(images)

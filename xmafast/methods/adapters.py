@@ -76,7 +76,7 @@ class BothEncoders(Method):
 
     def text_places(self, block: int, context: Context) -> Places:
         own: Any = self.text[block]
-        return Places(after_mlp=lambda y: own.added(y, y, context.impl))
+        return Places(after_mlp=lambda y: own.added(y, y, context.impl), tokenwise=True)
 
 
 def _check(bottleneck: int) -> None:
@@ -128,8 +128,8 @@ class AdaptFormer(BothEncoders):
     def vision_places(self, block: int, context: Context) -> Places:
         own: Any = self.vision[block]
         if self.form == "parallel":
-            return Places(parallel_mlp=lambda x, h: own(x))
-        return Places(after_mlp=lambda y: own.added(y, y, context.impl))
+            return Places(parallel_mlp=lambda x, h: own(x), tokenwise=True)
+        return Places(after_mlp=lambda y: own.added(y, y, context.impl), tokenwise=True)
 
 
 class ConvSite(nn.Module):

@@ -128,6 +128,7 @@ def compose(every: Iterable[Places]) -> Places:
         parallel_mlp=total("parallel_mlp"),
         after_mlp=chain("after_mlp"),
         after=chain("after", backwards=True),
+        tokenwise=all(p.by_token for p in places),
     )
 
 

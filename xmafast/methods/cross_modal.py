@@ -139,4 +139,4 @@ class CrossModalAdapter(Method):
     def _places(self, own: Any, pair: int | None, impl: str) -> Places:
         shared: Any = dict.fromkeys(own) if pair is None else self.shared[pair]
         kind: Any = NormedSite if self.norm else Site
-        return Places(**{f"after_{site}": kind(own[site], shared[site], impl) for site in own})
+        return Places(**{f"after_{site}": kind(own[site], shared[site], impl) for site in own}, tokenwise=True)

@@ -89,7 +89,7 @@ class UniAdapter(Method):
             n = own.norm(x)
             return self.scale * own.up(F.relu(F.linear(n, down.weight[:, : n.shape[-1]], down.bias)))
 
-        return Places(parallel_mlp=parallel_mlp)
+        return Places(parallel_mlp=parallel_mlp, tokenwise=True)
 
 
 class MRS(Method):
@@ -137,7 +137,7 @@ class MRS(Method):
             a = self.dropout(F.relu(own["down"](x)))
             return torch.cat([own["up"](a), self.shared(a)], dim=-1)
 
-        return Places(parallel_mlp=parallel_mlp)
+        return Places(parallel_mlp=parallel_mlp, tokenwise=True)
 
 
 class Heads(nn.Module):
@@ -183,7 +183,7 @@ class MultiHeadAdapter(Method):
         return {"bottleneck": self.bottleneck, "heads": self.heads, "scale": self.scale}
 
     def vision_places(self, block: int, context: Context) -> Places:
-        return Places(after_mlp=lambda y: y + self.scale * self.vision[block](y).to(y.dtype))
+        return Places(after_mlp=lambda y: y + self.scale * self.vision[block](y).to(y.dtype), tokenwise=True)
 
     def text_places(self, block: int, context: Context) -> Places:
-        return Places(after_mlp=lambda y: y + self.scale * self.text[block](y).to(y.dtype))
+        return Places(after_mlp=lambda y: y + self.scale * self.text[block](y).to(y.dtype), tokenwise=True)
