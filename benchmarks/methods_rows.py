@@ -20,6 +20,7 @@ class Row:
     header: str | None = None
     plugs: tuple[str, ...] = ()
     patch_drop: float = 0.0
+    hard_negatives: int = 0
 
 
 ROWS = (
@@ -53,6 +54,7 @@ ROWS = (
     Row("clip-adapter", "clip-adapter", 3e-3),
     Row("memory", "memory", None),
     Row("cross-modal, half the patches", "cross-modal", 9e-3, patch_drop=0.5),
+    Row("cross-modal, hard negatives", "cross-modal", 9e-3, hard_negatives=3),
     Row("cross-modal + lora", "cross-modal", 9e-3, plugs=("lora",)),
     Row("cross-modal + disco", "cross-modal", 9e-3, plugs=("disco",)),
     Row("cross-modal + tempme", "cross-modal", 9e-3, plugs=("tempme",)),

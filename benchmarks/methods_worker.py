@@ -63,7 +63,8 @@ def tune(job: dict) -> dict:
     retriever = new(BY_NAME[job["row"]])
     frozen = FrozenEmbeddings(retriever, split) if retriever.on_features else None
     try:
-        for _ in fit(retriever, split, np.setdiff1d(split.rows, fold), recipe(job, split.attributes, lr=job["lr"]), frozen=frozen):
+        settings = recipe(job, split.attributes, lr=job["lr"], hard_negatives=BY_NAME[job["row"]].hard_negatives)
+        for _ in fit(retriever, split, np.setdiff1d(split.rows, fold), settings, frozen=frozen):
             pass
     except FloatingPointError:
         return {"r_sum": 0.0}
@@ -76,7 +77,8 @@ def train_one(job: dict) -> dict:
     row, folder = BY_NAME[job["row"]], Path(job["workspace"]) / "caches" / "demo"
     out = run_folder(job, row.name, job["seed"])
     shutil.rmtree(out, ignore_errors=True)  # of a run that was cut short before its metrics were recorded
-    given = {"method": row.method, "plugs": row.plugs, "header": row.header, "patch_drop": row.patch_drop}
+    given = {"method": row.method, "plugs": row.plugs, "header": row.header}
+    given |= {"patch_drop": row.patch_drop, "hard_negatives": row.hard_negatives}
     trained = train(folder, out, **given, lr=job["lr"], seed=job["seed"], epochs=job["epochs"], **row.options)
     metrics = rank_cache(trained.retriever, open_splits(folder)["test"]).metrics()
     keys = ("best_epoch", "train_seconds", "trainable", "trainable_percent")

@@ -89,6 +89,10 @@ def train(
     patch_drop: Annotated[
         float | None, option(OPTIMISING, "Share of each frame's patches that a step leaves out (default: 0).", min=0, max=1)
     ] = None,
+    hard_negatives: Annotated[
+        int | None,
+        option(OPTIMISING, "Of the videos that the model takes for one, how many share its batch, sought each epoch (default: 0).", min=0),
+    ] = None,
     patience: Annotated[
         int | None, option(OPTIMISING, "End after so many epochs without a better R-sum on validation (default: never).", min=0)
     ] = None,
@@ -157,6 +161,7 @@ def train(
         "train_frames": train_frames,
         "patch_drop": patch_drop,
         "patience": patience,
+        "hard_negatives": hard_negatives,
         "seed": seed,
         "impl": impl.value if impl else None,
         "checkpointing": checkpointing,

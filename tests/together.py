@@ -35,6 +35,7 @@ from xmafast.methods.stream import Stream
 from xmafast.retriever import Retriever
 from xmafast.training import Recipe, Trainer
 from xmafast.training.data import Batch, Draw, Place
+from xmafast.training.negatives import hard_negatives
 
 LONGEST = 120.0
 
@@ -181,6 +182,11 @@ def ranks(processes: Processes, path: Path, method: str | None, header: str | No
         model, cache, captions=captions, frozen=FrozenEmbeddings(model, cache) if model.on_features else None, processes=processes
     )
     return found.t2v, found.v2t
+
+
+def negatives(processes: Processes, path: Path, rows: list[int], count: int) -> np.ndarray:
+    cache, model = FrameCache(path), model_of("cross-modal", "mean", backbone())
+    return hard_negatives(model, cache, np.array(rows, dtype=np.int64), count, processes=processes)
 
 
 def noise(processes: Processes, path: Path) -> tuple[Tensor, Tensor]:

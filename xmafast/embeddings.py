@@ -23,8 +23,10 @@ VIDEOS_AT_ONCE = 16
 
 
 @torch.inference_mode()
-def embed_frames(retriever: Retriever, cache: FrameReader, rows: np.ndarray, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of a cache -> un-normalised frame embeddings (M, F, D) in float32, and mask (M, F)."""
+def embed_frames(
+    retriever: Retriever, cache: FrameReader | FeatureCache, rows: np.ndarray, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows of a cache of frames, or of their tokens -> un-normalised frame embeddings (M, F, D) in float32, and mask (M, F)."""
     retriever.eval()
     embeddings, masks = [], []
     for start in range(0, len(rows), VIDEOS_AT_ONCE):

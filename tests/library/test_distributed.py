@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import together
 import torch
@@ -231,6 +232,14 @@ def test_a_run_can_be_gone_on_with_in_other_numbers(crews, cache, tmp_path, demo
     crews[3].all(together.run, cache, out, stop_at=2, resume=True)
     trained = train(out=out, backbone=demo_backbone, resume=True)
     assert len(trained.metrics["epochs"]) == 2
+
+
+@pytest.mark.parametrize(("videos", "count"), [(VIDEOS_AT_ONCE + 2, 3), (5, 2)])
+def test_hard_negatives_are_those_of_one_process(crews, two_batches, videos, count):
+    rows = list(range(videos))
+    alone = together.negatives(ALONE, two_batches, rows, count)
+    assert alone.shape == (videos, count)
+    assert all(np.array_equal(found, alone) for found in crews[3].all(together.negatives, two_batches, rows, count))
 
 
 # micro-batches

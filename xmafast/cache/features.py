@@ -42,6 +42,11 @@ class FeatureCache(CacheFile):
     small = ("frames_checksum",)
     frames_checksum: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, F, ...)."""
+        return tuple(self.data.shape)
+
     def settings(self) -> dict[str, Any]:
         keys = ("frames", "sampling", "size", "level", "block", "backbone_sha256")
         return {key: self.attributes.get(key) for key in keys}

@@ -22,6 +22,7 @@ from torch import Tensor
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import Processes
+from xmafast.training.negatives import Nearest
 
 AHEAD = 2  # batches that are read while a step runs
 
@@ -65,10 +66,21 @@ class Plan:
 
     A data set whose cache says so goes through every caption in an epoch, others through every video with one caption drawn. Of several
     data sets each batch is one's, so that its negatives are videos of the same kind; the batches of an epoch come in random order.
+
+    nearest: called at the beginning of an epoch, with its number, for the rows that each row is put into a batch with, where there is room
+    and they are not taken yet. An epoch has the same pairs without it.
     """
 
-    def __init__(self, cache: FrameReader, rows: np.ndarray, batch_size: int, train_frames: int = 0, seed: int = 0) -> None:
-        self.cache, self.rows = cache, rows
+    def __init__(
+        self,
+        cache: FrameReader,
+        rows: np.ndarray,
+        batch_size: int,
+        train_frames: int = 0,
+        seed: int = 0,
+        nearest: Callable[[int], Nearest] | None = None,
+    ) -> None:
+        self.cache, self.rows, self.nearest = cache, rows, nearest
         self.batch_size, self.train_frames, self.seed = batch_size, train_frames, seed
         self.sets = [_Set(cache, rows, cache.attributes)]
         if isinstance(cache, JoinedFrames):
@@ -84,7 +96,8 @@ class Plan:
             generator.bit_generator.state = after.generator
         for epoch in range(after.epoch, epochs + 1):
             state = dict(generator.bit_generator.state)
-            batches = [pairs for each in self.sets for pairs in each.batches(self.batch_size, generator)]
+            near = None if self.nearest is None else self.nearest(epoch)
+            batches = [pairs for each in self.sets for pairs in each.batches(self.batch_size, generator, near)]
             if len(self.sets) > 1:
                 batches = [batches[i] for i in generator.permutation(len(batches))]
             for taken, pairs in enumerate(batches, 1):
@@ -119,13 +132,50 @@ class _Set:
     def __len__(self) -> int:
         return len(self.rows if self.every_pair is None else self.every_pair)
 
-    def batches(self, batch_size: int, generator: np.random.Generator) -> list[Pairs]:
-        """One epoch in random order: every pair, or every row with one caption drawn."""
+    def batches(self, batch_size: int, generator: np.random.Generator, near: Nearest | None = None) -> list[Pairs]:
+        """One epoch in random order: every pair, or every row with one caption drawn. near: rows that follow a row, where there is room."""
         pairs = self.every_pair
         if pairs is None:
             pairs = [(int(row), int(generator.integers(len(self.cache.captions[row])))) for row in self.rows]
-        order = generator.permutation(len(pairs))
-        return [[pairs[i] for i in order[cut]] for cut in _cuts(len(order), batch_size)]
+        shuffled = [pairs[i] for i in generator.permutation(len(pairs))]
+        cuts = _cuts(len(shuffled), batch_size)
+        if near is not None:
+            shuffled = _side_by_side(shuffled, near, [cut.stop for cut in cuts])
+        return [shuffled[cut] for cut in cuts]
+
+
+def _side_by_side(pairs: Pairs, near: Nearest, ends: list[int]) -> Pairs:
+    """The same pairs in their order, but that each is followed by pairs of the rows near to it, up to the next of ``ends``.
+
+    Of a row whose pairs are many one follows; a row that is in a batch already does not follow in it again.
+    """
+    left: dict[int, deque[int]] = {}
+    for i, (row, _) in enumerate(pairs):
+        left.setdefault(row, deque()).append(i)
+    taken = np.zeros(len(pairs), dtype=bool)
+    found: Pairs = []
+    at, here = iter(ends), set[int]()
+    end = next(at)
+
+    def take(i: int) -> None:
+        nonlocal end
+        taken[i] = True
+        left[pairs[i][0]].remove(i)
+        found.append(pairs[i])
+        here.add(pairs[i][0])
+        if len(found) == end:
+            here.clear()
+            end = next(at, len(pairs))
+
+    for i, (row, _) in enumerate(pairs):
+        if taken[i]:
+            continue
+        room = end - len(found)
+        take(i)
+        for other in near.get(row, ())[: room - 1]:
+            if left.get(other) and other not in here:
+                take(left[other][0])
+    return found
 
 
 def draw_frames(real: np.ndarray, total: int, count: int, generator: np.random.Generator) -> np.ndarray:

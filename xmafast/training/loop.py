@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from xmafast.blocks import checkpointed
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import ALONE, Processes
+from xmafast.embeddings import Progress
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.retriever import Retriever
-from xmafast.training.data import Batch, Place, Plan, read_ahead, read_now
+from xmafast.training.data import Batch, Draw, Place, Plan, read_ahead, read_now
 from xmafast.training.gradients import share_backward, summed
+from xmafast.training.negatives import Nearest, by_row, hard_negatives
 from xmafast.training.recipe import Recipe, make_optimizer, schedule
 from xmafast.training.split import datasets_of
 
@@ -84,10 +87,13 @@ class Trainer:
     ) -> None:
         self.retriever, self.cache, self.recipe, self.processes = retriever, cache, recipe, processes
         self.frozen, self.checkpointing, self.tokens = frozen, checkpointing, tokens
-        self.plan = Plan(cache, rows, recipe.batch_size, recipe.train_frames, recipe.seed)
+        self.rows = rows
+        self.plan = Plan(cache, rows, recipe.batch_size, recipe.train_frames, recipe.seed, self._nearest if recipe.hard_negatives else None)
         self.optimizer = make_optimizer(retriever, recipe)
         self.steps = recipe.epochs * self.plan.steps_per_epoch
         self.place, self.done = Place(), 0
+        self.mined: tuple[int, np.ndarray] | None = None  # the epoch, and the hard negatives of each row in it
+        self.progress: Progress | None = None  # of looking for them
         self.asks: Callable[[], list[float]] = list
         self.told: list[float] = []
         for tensor in retriever.kept.values() if not processes.alone else ():
@@ -108,6 +114,13 @@ class Trainer:
     def run(self) -> Generator[Step, None, None]:
         """Take the steps that are left; between two of them the model may be used for anything else. Raises Diverged."""
         draws = (draw.part(self.processes) for draw in self.plan.draws(self.recipe.epochs, self.place))
+        if not self.recipe.hard_negatives:
+            yield from self._run(draws)
+            return
+        while self.done < self.steps:  # the draws of an epoch need the weights at its beginning, so that none is read ahead
+            yield from self._run(islice(draws, self.plan.steps_per_epoch - self.done % self.plan.steps_per_epoch))
+
+    def _run(self, draws: Iterator[Draw]) -> Iterator[Step]:
         device = self.retriever.device
         source = self.cache if self.tokens is None else self.tokens
         with closing(read_ahead(source, draws, device) if self.frozen is None else read_now(self.frozen.read, draws)) as batches:
@@ -119,6 +132,22 @@ class Trainer:
                 seconds = time.monotonic() - began
                 rate, wait = len(batch.draw.whole) / seconds, batch.waited / seconds
                 yield Step(self.done, self.steps, self.epoch, self.recipe.epochs, loss, norm, lr, rate, wait)
+
+    def _nearest(self, epoch: int) -> Nearest:
+        """The hard negatives of an epoch, found when it begins."""
+        if self.mined is None or self.mined[0] != epoch:
+            found = hard_negatives(
+                self.retriever,
+                self.cache,
+                self.rows,
+                self.recipe.hard_negatives,
+                tokens=self.tokens,
+                frozen=self.frozen,
+                processes=self.processes,
+                progress=self.progress,
+            )
+            self.mined = (epoch, found)
+        return by_row(self.rows, self.mined[1])
 
     def step(self, batch: Batch) -> tuple[float, float, float]:
         """(loss, gradient norm, learning rate) of one step. Raises Diverged, with nothing changed, where they are not numbers."""
@@ -166,6 +195,8 @@ class Trainer:
         found = {f"model.{name}": value.detach() for name, value in self.retriever.kept.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        if self.mined is not None:
+            found["negatives"] = torch.from_numpy(self.mined[1])
         states = {"cpu": torch.get_rng_state()}
         if self.retriever.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.retriever.device)
@@ -192,6 +223,8 @@ class Trainer:
             if self.retriever.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors[_random("cuda", rank)], self.retriever.device)
         self.place, self.done = place, done
+        if self.recipe.hard_negatives:
+            self.mined = (place.epoch, tensors["negatives"].numpy())
 
 
 def _part_of(cache: FrameReader, rows: np.ndarray) -> int:

@@ -28,7 +28,8 @@ class Recipe:
     each step sees that many frames of each video, drawn anew and kept in order; 0 is all of them, as published. patch_drop: the share of
     each frame's patches that a step leaves out. patience: after how many epochs without a better R-sum on validation the training ends,
     the schedule being that of all ``epochs``; 0 is never. micro_batch: pairs of a batch that are held with their graph at once
-    (``xmafast.training.gradients``); 0 is all.
+    (``xmafast.training.gradients``); 0 is all. hard_negatives: how many of the videos that the model, as it is, takes for a video are put
+    into its batch (``xmafast.training.negatives``); 0 draws batches at random, as published.
 
     recipe: ``default``, or ``paper`` for a published one (``xmafast.training.recipes``). optimizer: ``adamw``, or ``bert-adam``, the
     published code's (``BertAdam``), with the schedule that it is used with. backbone_lr: the peak rate of the backbone's own weights that a
@@ -48,10 +49,12 @@ class Recipe:
     optimizer: str = "adamw"
     backbone_lr: float = 0.0
     micro_batch: int = 0
+    hard_negatives: int = 0
 
     def check(self) -> None:
         """Raise UsageError for what cannot be trained with."""
-        for option, low in (("epochs", 1), ("batch_size", 2), ("train_frames", 0), ("patience", 0), ("micro_batch", 0)):
+        least = {"epochs": 1, "batch_size": 2, "train_frames": 0, "patience": 0, "micro_batch": 0, "hard_negatives": 0}
+        for option, low in least.items():
             if getattr(self, option) < low:
                 raise UsageError(f"--{option.replace('_', '-')} must be at least {low}, not {getattr(self, option)}.")
         if not (math.isfinite(self.lr) and self.lr > 0):

@@ -109,6 +109,7 @@ def train(
     patch_drop: float | None = None,
     seed: int | None = None,
     patience: int | None = None,
+    hard_negatives: int | None = None,
     impl: str | None = None,
     checkpointing: bool | None = None,
     stream: str | Path | None = None,
@@ -139,10 +140,12 @@ def train(
     fills in what is not said, the backbone too.
 
     epochs, batch_size, lr, train_frames: None takes the data set's and the method's defaults. micro_batch: how many pairs of a batch are
-    held with their graph at once; the gradients are those of the whole batch (``xmafast.training.gradients``). patience: ends after that
-    many epochs without a better R-sum on validation. impl: which kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks
-    again in the backward pass, in less memory. stream: the file of another stream's features (``xmafast.StreamFile``), for a method that
-    reads one. options: the method's, as ``bottleneck=8, shared=16``.
+    held with their graph at once; the gradients are those of the whole batch (``xmafast.training.gradients``). hard_negatives: of the
+    videos that the model takes for one, at the beginning of an epoch, how many are put into its batch; 0, the default, draws batches at
+    random (``xmafast.training.negatives``). patience: ends after that many epochs without a better R-sum on validation. impl: which
+    kernels run, ``auto``, ``eager`` or ``triton``. checkpointing: run blocks again in the backward pass, in less memory. stream: the file
+    of another stream's features (``xmafast.StreamFile``), for a method that reads one. options: the method's, as ``bottleneck=8,
+    shared=16``.
 
     The epoch that is kept as ``best/`` is chosen on the cache's ``val`` split or, where there is none, on a tenth of the
     training videos (at most 1,000, the same ones for every seed), never on test. ``last/`` is written after every epoch.
@@ -178,6 +181,7 @@ def train(
         "patch_drop": patch_drop,
         "seed": seed,
         "patience": patience,
+        "hard_negatives": hard_negatives,
         "recipe": recipe,
     }
     settings = Settings(
@@ -300,6 +304,8 @@ class _Run:
             processes=self.processes,
         )
         self.trainer.asks = self._asks
+        if (progress := self.watch.progress) is not None:
+            self.trainer.progress = lambda done, total: progress(done, total, "looking for hard negatives")
         log_bytes = self._restore() if stored is not None else 0
         self.processes.wait()  # for all to have read the checkpoint
         with ExitStack() as open_files:
