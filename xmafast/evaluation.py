@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmafast.cache import FrameCache, FrameReader, Status
+from xmafast.cache import FeatureCache, FrameCache, FrameReader, Status
 from xmafast.datasets import DATASETS
 from xmafast.distributed import ALONE, Processes
 from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
@@ -53,6 +53,7 @@ def embed(
     store: Path | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
+    tokens: FeatureCache | None = None,
 ) -> Embedded:
     """The captioned rows of a cache that are done, or ``rows``, embedded; arguments as in ``rank_cache``."""
     wanted = wanted_rows(cache, rows)
@@ -60,7 +61,7 @@ def embed(
         frames, mask = frozen.read(wanted)
         frames = adapt_frames(retriever, frames, mask)
     elif store is None:
-        frames, mask = embed_frames(retriever, cache, wanted, progress)
+        frames, mask = embed_frames(retriever, cache if tokens is None else tokens, wanted, progress)
     else:
         frames, mask = stored_embeddings(retriever, cache, store, progress)
         index = torch.from_numpy(np.searchsorted(cache.rows, wanted)).to(frames.device)
@@ -91,17 +92,19 @@ def rank_cache(
     store: Path | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
+    tokens: FeatureCache | None = None,
     processes: Processes = ALONE,
 ) -> Ranks:
     """Ranks over the captioned rows of a cache that are done, or over ``rows``.
 
     captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
-    cache's, for a method on features, which then acts on them. processes: those that share out the videos, and get the ranks that one
-    process would find. Raises CacheError where no row can be used.
+    cache's, for a method on features, which then acts on them. tokens: of the cache's frames, to embed in their place. processes: those
+    that share out the videos, and get the ranks that one process would find. Raises CacheError where no row can be used.
     """
     if not processes.alone:
-        return rank_shared(retriever, cache, wanted_rows(cache, rows), processes, captions=captions, progress=progress, frozen=frozen)
-    e = embed(retriever, cache, rows, captions=captions, store=store, progress=progress, frozen=frozen)
+        wanted = wanted_rows(cache, rows)
+        return rank_shared(retriever, cache, wanted, processes, captions=captions, progress=progress, frozen=frozen, tokens=tokens)
+    e = embed(retriever, cache, rows, captions=captions, store=store, progress=progress, frozen=frozen, tokens=tokens)
     return rank_both(retriever, e.text, e.frames, e.mask, e.video_of)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmafast.cache import FrameReader
+from xmafast.cache import FeatureCache, FrameReader
 from xmafast.distributed import Processes
 from xmafast.embeddings import VIDEOS_AT_ONCE, Progress, adapt_frames, adapt_texts, embed_frames, embed_texts
 from xmafast.kernels import ranks_both_over_frames, score_positives_over_frames
@@ -33,6 +33,7 @@ def rank_shared(
     captions: int | None = None,
     progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
+    tokens: FeatureCache | None = None,
 ) -> Ranks:
     """``xmafast.evaluation.rank_cache`` over captioned rows, with the ranks that one process would find.
 
@@ -43,7 +44,7 @@ def rank_shared(
     counts = _in_batches(len(rows), VIDEOS_AT_ONCE, processes)
     own = rows[sum(counts[: processes.rank]) :][: counts[processes.rank]]
     if frozen is None:
-        frames, mask = embed_frames(retriever, cache, own, progress)
+        frames, mask = embed_frames(retriever, cache if tokens is None else tokens, own, progress)
     else:
         frames, mask = frozen.read(own)
         frames = adapt_frames(retriever, frames, mask) if len(own) else frames

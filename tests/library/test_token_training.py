@@ -11,7 +11,7 @@ from xmafast.backbone import load_backbone
 from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, feature_folder
 from xmafast.cache.joined import JoinedFrames
 from xmafast.errors import RunError, UsageError
-from xmafast.evaluation import evaluate
+from xmafast.evaluation import embed, evaluate
 from xmafast.retriever import Retriever, load
 from xmafast.training import Recipe, Trainer, train
 from xmafast.training.settings import settings_of_run
@@ -72,6 +72,21 @@ def test_loss_curves_of_cached_and_uncached_agree_within_fp16_rounding(backbone,
     assert len(plain) == len(cached) == steps
     assert not np.array_equal(plain, cached)
     np.testing.assert_allclose(cached, plain, rtol=5e-3, atol=2e-3)
+
+
+def test_videos_cut_from_the_training_set_are_validated_from_their_tokens(backbone, caches, tokens, tmp_path, monkeypatch):
+    put(tokens, caches, backbone)
+    read, real = [], FrameCache.read
+    monkeypatch.setattr(FrameCache, "read", lambda cache, *given: read.append(1) or real(cache, *given))
+    cached = train(caches / "train.h5", tmp_path / "cached", backbone=backbone, **LAST)
+    assert not read  # neither a step nor a validation has run the blocks below
+    plain = train(caches / "train.h5", tmp_path / "plain", backbone=backbone, cache_tokens=False, **LAST)
+    assert read
+    assert plain.metrics["validation"]["t2v"].keys() == cached.metrics["validation"]["t2v"].keys()
+    frames = FrameCache(caches / "train.h5")
+    pair = [embed(cached.retriever, frames, frames.rows[:3], tokens=given).frames for given in (None, FeatureCache(tokens))]
+    torch.testing.assert_close(*pair, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(*pair)
 
 
 def test_a_token_cache_is_made_where_it_is_wanted_and_taken_where_it_is(backbone, caches, tmp_path):

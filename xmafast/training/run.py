@@ -468,7 +468,8 @@ class _Run:
     def _validate(self, step: Step | None) -> None:
         """step: the epoch's last, where this process has taken it."""
         with self.stop.at_once() if self.processes.alone else nullcontext():  # others would wait for one that leaves it
-            each = validate(self.retriever, self.split, self.val_frozen, self.processes)
+            tokens = self.tokens if self.split.val_cache is self.split.cache else None  # which has those rows too
+            each = validate(self.retriever, self.split, self.val_frozen, tokens, self.processes)
         validation = mean_of(each)
         self._ended(self.trainer.epoch, validation, each)
         if step and self.watch.report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xmafast.cache import FeatureCache
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import ALONE, Processes
 from xmafast.evaluation import rank_cache
@@ -15,11 +16,15 @@ Metrics = dict[str, dict[str, float]]
 
 
 def validate(
-    retriever: Retriever, split: Split, frozen: FrozenEmbeddings | None = None, processes: Processes = ALONE
+    retriever: Retriever,
+    split: Split,
+    frozen: FrozenEmbeddings | None = None,
+    tokens: FeatureCache | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Metrics]:
     """The metrics of each data set, over its own validation videos. frozen: the validation cache's, for what acts on embeddings alone.
 
-    processes: those that share out the videos.
+    tokens: of the validation cache's frames, to embed in their place. processes: those that share out the videos.
     """
     cache, rows = split.val_cache, split.val_rows
     of = cache.part_of(rows) if isinstance(cache, JoinedFrames) else np.zeros(len(rows), dtype=np.int64)
@@ -27,7 +32,8 @@ def validate(
     for i, name in enumerate(datasets_of(cache)):
         if retriever.datasets:
             retriever.dataset = name
-        found[name] = rank_cache(retriever, cache, rows[of == i], captions=1, frozen=frozen, processes=processes).metrics()
+        own = rows[of == i]
+        found[name] = rank_cache(retriever, cache, own, captions=1, frozen=frozen, tokens=tokens, processes=processes).metrics()
     return found
 
 
