@@ -111,7 +111,7 @@ def clip_block(
             mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=mask.dtype, device=mask.device).triu_(1)
 
     h = block.ln_1(x) if h is None else h
-    if places.open_attention or (torch.is_grad_enabled() and places is not EMPTY and type(block) is ResidualAttentionBlock):
+    if places.open_attention or _in_training(block, x):
         # open in training too: torch's own gives its projection (T, B, D), whose gradient is then T small products in place of one
         y = _clip_attention(block, h, mask, places)
     elif isinstance(block, CustomResidualAttentionBlock):
@@ -236,7 +236,7 @@ def run_blocks(
     h = None
     for block, place, norm in zip(blocks, at, [*following, None][: len(blocks)], strict=True):
         forward, _ = FAMILIES[type(block)]
-        if reads is not None and block is blocks[-1] and _read_alone(block, place):
+        if reads is not None and block is blocks[-1] and _read_alone(block, x, place):
             forward = partial(read_block, reads)
         if _CHECKPOINTED.get() and torch.is_grad_enabled():
             x, h = _again_in_backward(forward, block, x, attends, place, h, norm)
@@ -245,9 +245,16 @@ def run_blocks(
     return x
 
 
-def _read_alone(block: nn.Module, place: Places) -> bool:
-    """In training alone, and with a method: what evaluation gives is equal to the libraries' own, to the bit."""
-    return torch.is_grad_enabled() and place is not EMPTY and type(block) is ResidualAttentionBlock and place.read_alone
+def _in_training(block: nn.Module, x: Tensor) -> bool:
+    """Whether a graph is built through one of open_clip's plain blocks: what evaluation gives is the library's own, to the bit."""
+    if not torch.is_grad_enabled() or type(block) is not ResidualAttentionBlock:
+        return False
+    return x.requires_grad or any(p.requires_grad for p in block.parameters())
+
+
+def _read_alone(block: nn.Module, x: Tensor, places: Places) -> bool:
+    """Whether the last block may be run for the token that is read alone."""
+    return places.read_alone and _in_training(block, x)
 
 
 _CHECKPOINTED = ContextVar("checkpointed", default=False)
