@@ -3,13 +3,15 @@
     python benchmarks/search.py [--clips 10000] [--frames 12] [--dim 512] [--rounds 7] [--out FILE]
 
 Random embeddings, one query at a time, forms interleaved, medians over rounds. The rivals hold every frame in float32 in memory, twice
-what a library maps, and are given the Gram matrices too; the library reads float16 from its files and settles near-ties in float64.
+what a library maps, and are given the Gram matrices too; sentence-transformers' semantic_search (`pip install xmafast[bench]`) is given the
+videos' means. The library reads float16 from its files and settles near-ties in float64.
 Each form must find the same clips. Prints a table and writes benchmarks/results/search.json.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,11 @@ from rich.table import Table
 
 from xmafast.index import Filters, Index
 from xmafast.index.store import Adapter, Item, Writer
+
+try:
+    from sentence_transformers.util import semantic_search
+except ImportError:
+    semantic_search = None
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=10_000)
@@ -70,15 +77,21 @@ def main() -> None:
             hits = index.search_vector(query, topk=k, header=header, filters=filters or Filters())
             return [int(hit.id[:7]) for hit in hits]
 
-        sections = {
+        sections: dict[str, dict[str, Callable[[], list[int]]]] = {
             "text-conditioned": {"matmul + topk, float32": conditioned, "xmafast.Index": lambda: own("text-conditioned")},
             "mean": {"matmul + topk, float32": lambda: (pooled @ unit).topk(k).indices.tolist(), "xmafast.Index": lambda: own("mean")},
         }
+        if semantic_search:
+
+            def semantic() -> list[int]:
+                return [int(hit["corpus_id"]) for hit in semantic_search(unit, pooled, top_k=k)[0]]
+
+            sections["mean"]["sentence-transformers semantic_search, float32"] = semantic
         rows = []
         for header, forms in sections.items():
             found = {name: form() for name, form in forms.items()}
-            plain, ours = found.values()
-            checked = len(set(plain) & set(ours)) >= k - 1  # float16 may exchange the last
+            plain = set(found["matmul + topk, float32"])
+            checked = all(len(plain & set(other)) >= k - 1 for other in found.values())  # float16 may exchange the last
             times = interleaved(dict(forms), "cpu", options.rounds)
             base = times["matmul + topk, float32"]["median_ms"]
             rows += [{"header": header, "form": name, "checked": checked, "ratio": t["median_ms"] / base, **t} for name, t in times.items()]
