@@ -24,7 +24,7 @@ lint: .venv/.dev
 
 # every warning is an error; then each link of what was built is followed, without a network
 docs: .venv/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs/site -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs/site -d docs/_build/doctrees docs docs/_build/html
 	$(BIN)/python docs/site/check.py docs/_build/html
 
 # asks the addresses that the pages name, so it needs a network

@@ -162,9 +162,9 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_the_program():
 
 def test_docstrings_are_sorted_into_prose_parameters_and_errors():
     reading = part("reading")
-    text = ["A thing of (T, D).", "", "path: the folder; x_y is *any*. more: of it. Raises CacheError for what", "is none.", "", "    a  b"]
+    text = ["A thing of (T, D).", "", "path: x_y is *any*. more, less: docs/a-b.md. Raises CacheError for what", "is none.", "", "    a  b"]
 
-    def function(path, more): ...
+    def function(path, more, less): ...
 
     lines = list(text)
     reading.docstring(None, "function", "f", function, None, lines)
@@ -172,8 +172,9 @@ def test_docstrings_are_sorted_into_prose_parameters_and_errors():
         "A thing of (T, D).",
         "::",
         "    a  b",
-        ":param path: the folder; x_y is \\*any\\*.",
-        ":param more: of it.",
+        ":Parameters:",
+        "    * **path**: x_y is \\*any\\*.",
+        "    * **more, less**: :doc:`/a-b`.",
         ":Raises: CacheError for what is none.",
     ]
 

@@ -49,16 +49,17 @@ def docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
             continue
         prose, found, errors = sorted_out(" ".join(part.split()), names_of(obj))
         text += [escaped(prose)] if prose else []
-        parameters += [f":param {name}: {escaped(about)}" for name, about in found]
+        parameters += [f"    * **{escaped(names)}**: {escaped(about)}" for names, about in found]
         raised += [f":Raises: {escaped(errors)}"] if errors else []
-    fields = "\n".join(parameters + raised)
+    fields = "\n".join(([":Parameters:", *parameters] if parameters else []) + raised)
     lines[:] = "\n\n".join([*text, *([fields] if fields else []), ""]).split("\n")
 
 
 def sorted_out(paragraph: str, names: set[str]) -> tuple[str, list[tuple[str, str]], str]:
-    """(what is plain prose, what is said of each parameter, what is raised) of a paragraph."""
+    """(what is plain prose, what is said of each parameter or of several, what is raised) of a paragraph."""
     paragraph, _, errors = re.sub(r"(^|(?<=[.;:] ))Raises? ", "\0", paragraph).partition("\0")
-    marked = re.sub(r"(?:^|(?<=[.;)] ))(\w+): ", lambda m: f"\0{m[1]}\1" if m[1] in names else m[0], paragraph)
+    head = re.compile(r"(?:^|(?<=[.;)] ))(\w+(?:, \w+)*): ")
+    marked = head.sub(lambda m: f"\0{m[1]}\1" if set(m[1].split(", ")) <= names else m[0], paragraph)
     prose, *items = marked.split("\0")
     return prose.strip(), [(name, about.strip()) for name, about in (item.split("\1", 1) for item in items)], errors
 
@@ -71,5 +72,9 @@ def names_of(obj: Any) -> set[str]:
 
 
 def escaped(text: str) -> str:
+    """Prose for reStructuredText; docs/NAME.md becomes a link to that page."""
     parts = re.split(r"(``.+?``|`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts)
+    for i, part in enumerate(parts[::2]):
+        part = re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part)
+        parts[2 * i] = re.sub(r"\bdocs/([\w-]+)\.md\b", r":doc:`/\1`", part)
+    return "".join(parts)
