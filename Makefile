@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs docs-links clean
 
 demo: .venv/.demo
 	$(BIN)/xmafast demo
@@ -22,6 +22,15 @@ lint: .venv/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/plain .
 	cd .venv && MYPYPATH=plain bin/python -m mypy --config-file ../pyproject.toml -p xmafast
 
+# every warning is an error; then each link of what was built is followed, without a network
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs/site -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python docs/site/check.py docs/_build/html
+
+# asks the addresses that the pages name, so it needs a network
+docs-links: .venv/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck -c docs/site -d docs/_build/doctrees docs docs/_build/links
+
 .venv/.demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
@@ -32,5 +41,11 @@ lint: .venv/.dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ .venv/.demo
 
+.venv/.docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@ .venv/.demo
+
 clean:
+	rm -rf docs/_build docs/api docs/commands
 	rm -rf .venv build dist xmafast.egg-info
