@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 import huggingface_hub
 import open_clip
@@ -20,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def reachable(hub_id: str, files: Sequence[str] = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)) -> bool:
-    """Whether a hub's files are stored here or its host answers: its client would retry for most of a minute to find out.
+    """Whether a hub's files are stored here or its host, or the proxy to it, answers: its client would retry for most of a minute to find out.
 
     hub_id: ORG/NAME, or ORG/NAME/FILE for one file alone.
     """
@@ -31,6 +32,10 @@ def reachable(hub_id: str, files: Sequence[str] = (HF_SAFE_WEIGHTS_NAME, HF_WEIG
     if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files):
         return True
     url = urlparse(huggingface_hub.constants.ENDPOINT)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(url.hostname or ""):  # which alone needs to answer
+        url = urlparse(proxy if "://" in proxy else f"http://{proxy}")
     try:
         socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout=10).close()
     except OSError:

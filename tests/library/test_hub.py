@@ -1,12 +1,15 @@
 """What comes from the model hub comes when it is needed, and says in one sentence that it could not."""
 
+import contextlib
+import socket
+
 import open_clip
 import pytest
 import torch
 
 from xmafast.backbone import load_backbone
 from xmafast.errors import BackboneError
-from xmafast.hub import HubTokenizer
+from xmafast.hub import HubTokenizer, reachable
 
 NAME, SOURCE = "ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP"
 
@@ -79,3 +82,25 @@ def test_a_tokenizer_beside_a_local_weights_file_is_taken_from_there(siglip, off
     backbone = load_backbone(NAME, str(tmp_path / "open_clip_model.safetensors"))
     assert not backbone.tokenize(["a"]).any()
     assert asked == [f"local-dir:{tmp_path}"]
+
+
+def test_where_there_is_a_proxy_it_is_asked_in_place_of_the_hub(monkeypatch):
+    knocked = []
+
+    def connect(address, timeout):
+        knocked.append(address)
+        if address[0] != "proxy.example":
+            raise OSError("no route")
+        return contextlib.closing(socket.socket()).thing
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert not reachable("org/name")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    assert reachable("org/name")
+    monkeypatch.setenv("no_proxy", "huggingface.co")
+    assert not reachable("org/name")
+    assert knocked == [("huggingface.co", 443), ("proxy.example", 3128), ("huggingface.co", 443)]
