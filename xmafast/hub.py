@@ -21,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def reachable(hub_id: str, files: Sequence[str] = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)) -> bool:
-    """Whether a hub's files are stored here or its host, or the proxy to it, answers: its client would retry for most of a minute to find out.
+    """Whether a hub's files are stored here, or it (or the proxy to it) answers: its client would retry for most of a minute to find out.
 
     hub_id: ORG/NAME, or ORG/NAME/FILE for one file alone.
     """
