@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint study study-check study-unseen clean
 
 demo: .venv/.demo
 	$(BIN)/xmafast demo
@@ -21,6 +21,17 @@ lint: .venv/.dev
 	rm -rf .venv/plain build
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/plain .
 	cd .venv && MYPYPATH=plain bin/python -m mypy --config-file ../pyproject.toml -p xmafast
+
+# the study of docs/study.md: what is not recorded is run; stills and the other backbone where they are there
+STUDY := study-workspace
+study: .venv/.demo
+	$(BIN)/python benchmarks/study.py --workspace $(STUDY) --stills $(STUDY)/stills --unseen $(STUDY)/unseen
+
+study-check: .venv/.demo
+	$(BIN)/python benchmarks/study.py --workspace $(STUDY) --check
+
+study-unseen: .venv/.demo
+	$(BIN)/python -m xmafast.demo.pretrain --leave-out-test --stills $(STUDY)/stills --out $(STUDY)/unseen
 
 .venv/.demo: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -12,9 +12,9 @@ A clip is one of
     back   a dog moving left and back
     still  a dog standing still
 
-The first three need time: each has a twin that is drawn in the same way and played backwards, "a dog moving right" or "a dog shrinking, then
-moving right". Both are in the same split, and their frames, in any order, are alike but for each clip's own small offsets: what looks at
-single frames, however well, tells a clip from its twin in half of the cases. ``back`` and ``still`` look the same backwards, and single
+The first three need time: each has a twin that is drawn in the same way and played backwards, "a dog moving right" or "a dog shrinking,
+then moving right". Both are in the same split, and their frames, in any order, are alike but for each clip's own small offsets: what looks
+at single frames, however well, tells a clip from its twin in half of the cases. ``back`` and ``still`` look the same backwards, and single
 frames tell them. No caption is in two splits, so that every combination of the test split is new, of sprites and movements that are not.
 """
 
