@@ -67,6 +67,7 @@ SHIFT, GROWTH, TURN = 0.44, 0.45, 60.0  # from the middle: of half the frame's s
 WIDTH, WIDTH_OF_TWO = 0.5, 0.4  # of a sprite, as a share of the frame's side
 KINDS = {"one": 0.25, "then": 0.35, "two": 0.2, "back": 0.15, "still": 0.05}
 NEED_TIME = ("one", "then", "two")
+MISSES = 500  # captions in a row that are there already, for none to be left to speak of
 TWINS = "ab"  # an id ends in one of them where the clip has a twin
 
 
@@ -118,14 +119,16 @@ def plan(counts: dict[str, int] = COUNTS, seed: int = 0) -> dict[str, list[Clip]
     number = 0
     for name in ("test", "val", "train"):  # the small ones first, so that they stay the same where more is trained on
         clips: list[Clip] = []
-        tries = 0
+        misses = 0
         while len(clips) < counts[name]:
-            if (tries := tries + 1) > 100 * counts[name]:
+            if misses > MISSES:
                 raise ValueError(f"There are not {sum(counts.values())} different captions; ask for fewer clips.")
             program = _draw(rng)
             both = [program, program.backwards] if program.kind in NEED_TIME else [program]
             if program.caption in seen or len(clips) + len(both) > counts[name]:
+                misses += 1
                 continue
+            misses = 0
             number += 1
             for one, letter in zip(both, TWINS if len(both) > 1 else "x", strict=False):
                 seen.add(one.caption)

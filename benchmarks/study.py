@@ -158,7 +158,7 @@ def again(which: str, todo: list[Job], bench: Bench, records: Records, workers: 
     if not chosen:
         sys.exit("Nothing is recorded that could be run again; run the study first: make study")
     tell_plan(chosen, workers)
-    fresh = Records(bench.workspace / "check.json")
+    fresh = Records(bench.workspace / "check.json")  # so that a check that is stopped goes on too
     if fresh.rows.get("size") != bench.size.as_json():
         fresh.rows = {"size": bench.size.as_json()}
     rates = {key: value for key, value in records.rows.items() if key.startswith("motion-lr/")}
@@ -166,6 +166,8 @@ def again(which: str, todo: list[Job], bench: Bench, records: Records, workers: 
     failed = run_all([job for job in chosen if job.key not in fresh], bench, fresh, workers)
     lines, outside = check(records.rows, fresh.rows, [job.key for job in chosen])
     print("\n".join(lines))
+    if not failed:  # the next check is made of new runs again
+        fresh.path.unlink(missing_ok=True)
     if failed or outside:
         sys.exit(f"{outside} figures are outside of their committed intervals, {len(failed)} runs failed")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from study_figures import Mark, curves, ranges
-from study_plan import ADAPTER, CROSS_MODAL, FULL, MV_ADAPTER, PARTS, ROWS, Size, jobs
+from study_plan import ADAPTER, CONDITIONAL, CROSS_MODAL, FULL, MV_ADAPTER, PARTS, ROWS, Size, jobs
 from study_stats import Interval, crossed, of_another_run, over_seeds
 
 from xmafast.report.charts import Series
@@ -28,7 +28,10 @@ class Missing(Exception):
     """parts: which are not wholly recorded."""
 
     def __init__(self, parts: Sequence[str], done: int, total: int) -> None:
-        super().__init__(f"*Not yet run ({done} of {total} runs are recorded): `{' '.join(['python benchmarks/study.py', *parts])}`.*")
+        needs = "".join(f" This part is left out unless asked for: {CONDITIONAL[part]}." for part in parts if part in CONDITIONAL)
+        super().__init__(
+            f"*Not yet run ({done} of {total} runs are recorded): `{' '.join(['python benchmarks/study.py', *parts])}`.*{needs}"
+        )
 
 
 def write_page(records: Rows, docs: Path) -> None:
@@ -116,9 +119,8 @@ def size_cell(run: Rows) -> str:
     return f"{run['trainable']:,} ({run['percent']:.2f} %)" if run["trainable"] else "none"
 
 
-def sentence(parts: Sequence[str]) -> str:
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:] + "."
+def said_in_list(parts: Sequence[str]) -> str:
+    return "\n".join(f"- {part[:1].upper()}{part[1:]}." for part in parts)
 
 
 def adapters(records: Rows) -> tuple[str, dict[str, str]]:
@@ -139,7 +141,7 @@ def adapters(records: Rows) -> tuple[str, dict[str, str]]:
             said.append(f"{where}, {verdict(f'{row.name} ({percent:.2f} % of the parameters)', 'full fine-tuning', found)}")
     head = ("", "trained", "fixed split, t2v R@1", "v2t R@1", "five folds, t2v R@1", "v2t R@1")
     figure = ranges("R@1 of both directions over all 600 clips", marks, "R@1, both directions, five folds, 95 %")
-    return f"{table(head, body)}\n\n{sentence(said)}", {"adapters": figure}
+    return f"{table(head, body)}\n\n{said_in_list(said)}", {"adapters": figure}
 
 
 def sharing(records: Rows) -> tuple[str, dict[str, str]]:
@@ -163,7 +165,7 @@ def sizes(records: Rows) -> tuple[str, dict[str, str]]:
     need(records, "sizes")
     size = size_of(records)
     body, drawn, said = [], {}, []
-    for clips in size.sizes:
+    for place, clips in enumerate(size.sizes, 1):
         last: dict[str, dict[str, list[float]]] = {}
         series = []
         for color, row in enumerate(ROWS["sizes"], 1):
@@ -187,9 +189,9 @@ def sizes(records: Rows) -> tuple[str, dict[str, str]]:
                 series.append(Series(f"{short}, {'new' if name == 'unseen' else 'own'}", f"{row.name}, {name}", shade, mean))
         against = over_seeds(np.subtract(last[CROSS_MODAL.name]["unseen"], last[FULL.name]["unseen"]))
         said.append(f"there {verdict(CROSS_MODAL.name, FULL.name, against, 'points of R@1 on new clips')}")
-        drawn[f"sizes-{clips}"] = curves(f"Trained on {clips} clips: R@1 of its own clips and of new ones", series, "step", "R@1")
+        drawn[f"sizes-{place}"] = curves(f"Trained on {clips} clips: R@1 of its own clips and of new ones", series, "step", "R@1")
     head = ("clips", "", "R@1 of its own clips", "of new ones", "gap", "gained on new ones by training")
-    return f"{table(head, body)}\n\n{sentence(said)}", drawn
+    return f"{table(head, body)}\n\n{said_in_list(said)}", drawn
 
 
 def motion(records: Rows) -> tuple[str, dict[str, str]]:
@@ -218,7 +220,7 @@ def motion(records: Rows) -> tuple[str, dict[str, str]]:
         marks.append(Mark(row.name, apart, 0 if row.blind else 1))
     head = ("", "sees frames", "trained", "lr", "told from the twin, %", "t2v R@1", "R@5", "R@1, twins left out")
     figure = ranges("Captions whose clip is told from its twin", marks, "% told from the twin; 50 is chance", CHANCE)
-    return f"{table(head, body)}\n\n{sentence(_said_of_motion(told))}", {"motion": figure}
+    return f"{table(head, body)}\n\n{said_in_list(_said_of_motion(told))}", {"motion": figure}
 
 
 def _said_of_motion(told: dict[str, Interval]) -> list[str]:
@@ -273,7 +275,7 @@ def cost(records: Rows) -> tuple[str, dict[str, str]]:
         if row.name != FULL.name:
             said.append(f"{row.name} takes {time.mean:.0f} % of full fine-tuning's time and {peak.mean:.0f} % of its memory")
     head = ("", "training, seconds of one core", "% of full", "memory of a step", "% of full")
-    return f"{table(head, body)}\n\n{sentence(said)}", {}
+    return f"{table(head, body)}\n\n{said_in_list(said)}", {}
 
 
 def stills(records: Rows) -> tuple[str, dict[str, str]]:
@@ -295,7 +297,7 @@ def _compared(records: Rows, part: str, heads: tuple[str, str], other: str, titl
         if row.name != other:
             said.append(verdict(row.name, other, difference(records, part, row.name, other)))
     figure = ranges(title, marks, "R@1, both directions, 95 %")
-    return f"{table(('', 'trained', *heads), body)}\n\n{sentence(said)}", {part: figure}
+    return f"{table(('', 'trained', *heads), body)}\n\n{said_in_list(said)}", {part: figure}
 
 
 def run_on(records: Rows) -> tuple[str, dict[str, str]]:
@@ -303,7 +305,8 @@ def run_on(records: Rows) -> tuple[str, dict[str, str]]:
         raise Missing((), 0, len(jobs(PARTS, size_of(records))))
     m = records["machine"]
     done = sum("/" in key for key in records)
-    return f"{done} runs are recorded, of {m['cpu']}, one thread each; torch {m['torch']}, open_clip {m['open_clip_torch']}.", {}
+    where = f"{m['cpu']}, one thread each; torch {m['torch']}, open_clip {m['open_clip_torch']}"
+    return f"{done} runs are [recorded](../benchmarks/results/study.json) ({where}).", {}
 
 
 BLOCKS: dict[str, Callable[[Rows], tuple[str, dict[str, str]]]] = {
@@ -319,7 +322,7 @@ BLOCKS: dict[str, Callable[[Rows], tuple[str, dict[str, str]]]] = {
 }
 FIGURES = {
     "adapters": ("adapters",),
-    "sizes": tuple(f"sizes-{clips}" for clips in Size().sizes),
+    "sizes": ("sizes-1", "sizes-2", "sizes-3"),
     "motion": ("motion",),
     "stills": ("stills",),
     "unseen": ("unseen",),

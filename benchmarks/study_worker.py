@@ -52,10 +52,12 @@ class Bench:
         motion.build(folder / "motion", dict(zip(("train", "val", "test"), size.motion, strict=True)))
 
     def prepare_tokens(self) -> None:
-        """The motion clips' tokens before each block that a row adapts first, once."""
+        """What the motion task is trained from, once: tokens before each block that a row adapts first, and frozen embeddings."""
         backbone = the_backbone("demo")
-        firsts = {new(row, backbone, motion.FRAMES, 0).adapted.first_vision for row in ROWS["motion"]}
-        for block in sorted(firsts - {0, backbone.shape.vision_depth}):
+        models = [new(row, backbone, motion.FRAMES, 0) for row in ROWS["motion"] if row.trained]
+        if on_features := [model for model in models if model.on_features]:
+            FrozenEmbeddings(on_features[0], self.motion("train"))  # kept beside the cache; two jobs must not make it at once
+        for block in sorted({model.adapted.first_vision for model in models} - {0}):
             build_features(self.motion("train"), self.token_file(block), backbone, level="tokens", block=block)
 
     def tokens_for(self, retriever: Retriever) -> FeatureCache | None:
