@@ -16,9 +16,13 @@ from xmafast.report.charts import Series, lines
 from xmafast.report.style import STYLE
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 640, 210, 96, 14, 26, 44
+ROOM = 64  # for the curves' names, which are longer here than in a report
 PALETTE = STYLE[: STYLE.index("* { box-sizing")] + STYLE[STYLE.index("svg text {") : STYLE.index(".cards {")]
-OWN = "svg { background: var(--back); } .whisker { stroke-width: 2; } .guide { stroke: var(--soft); stroke-dasharray: 3 3; }"
-FILLS = " ".join(f".mark.c{i} {{ fill: var(--c{i}); }} .whisker.c{i} {{ stroke: var(--c{i}); }}" for i in range(8))
+OWN = (
+    "svg { background: var(--back); } .whisker { stroke-width: 2; } "
+    ".band { opacity: .14; } .guide { stroke: var(--soft); stroke-dasharray: 3 3; }"
+)
+FILLS = " ".join(f".mark.c{i}, .band.c{i} {{ fill: var(--c{i}); }} .whisker.c{i} {{ stroke: var(--c{i}); }}" for i in range(8))
 
 
 class Mark(NamedTuple):
@@ -62,7 +66,7 @@ def curves(title: str, series: Sequence[Series], x_name: str, y_name: str) -> st
     found = re.search(r'<svg viewBox="0 0 (\d+) (\d+)"[^>]*>(.*?)</svg>', lines(title, series, x_name, y_name, zero=True), re.S)
     if not found:
         raise ValueError(f"{title}: there is nothing to draw.")
-    return _file(title, int(found[1]), int(found[2]), found[3])
+    return _file(title, int(found[1]) + ROOM, int(found[2]), found[3])
 
 
 def _file(title: str, width: int, height: int, inside: str) -> str:

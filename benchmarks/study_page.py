@@ -183,10 +183,12 @@ def sizes(records: Rows) -> tuple[str, dict[str, str]]:
                 f"and {peak - end.mean:.1f} points below its best"
             )
             for name in ("seen", "unseen"):
-                mean = [(points["step"], float(np.mean([one[i][name] for one in curves_of]))) for i, points in enumerate(curves_of[0])]
+                found = [over_seeds([one[i][name] for one in curves_of]) for i in range(len(curves_of[0]))]
+                mean = [(points["step"], value.mean) for points, value in zip(curves_of[0], found, strict=True)]
+                band = [(max(0.0, value.low), min(100.0, value.high)) for value in found]
                 shade = color if name == "unseen" else color + 2
                 short = "full" if row.name == FULL.name else "adapter"
-                series.append(Series(f"{short}, {'new' if name == 'unseen' else 'own'}", f"{row.name}, {name}", shade, mean))
+                series.append(Series(f"{short}, {'new' if name == 'unseen' else 'own'}", f"{row.name}, {name}", shade, mean, band))
         against = over_seeds(np.subtract(last[CROSS_MODAL.name]["unseen"], last[FULL.name]["unseen"]))
         said.append(f"there {verdict(CROSS_MODAL.name, FULL.name, against, 'points of R@1 on new clips')}")
         drawn[f"sizes-{place}"] = curves(f"Trained on {clips} clips: R@1 of its own clips and of new ones", series, "step", "R@1")
@@ -346,7 +348,7 @@ def figures_of(key: str, run: Rows) -> dict[str, float]:
 def check(records: Rows, fresh: Rows, keys: Sequence[str]) -> tuple[list[str], int]:
     """A line for each figure of the runs that were made again, and how many are outside of where the committed runs put one more run.
 
-    Folds and seeds of one row are taken together.
+    Where every run of a row was made again, its mean is held against the interval in the committed table too.
     """
     lines, outside = [], 0
     for key in keys:
@@ -359,4 +361,15 @@ def check(records: Rows, fresh: Rows, keys: Sequence[str]) -> tuple[list[str], i
             fits = low <= value <= high
             outside += not fits
             lines.append(f"{key}: {name} {value:.1f}, committed [{low:.1f}, {high:.1f}]{'' if fits else ' OUTSIDE'}")
+    for row in dict.fromkeys(key.rpartition("/")[0] for key in keys):
+        part, _, name = row.partition("/")
+        own = [key for key in records if key.rpartition("/")[0] == row]
+        if part == "sizes" or not all(key in fresh for key in own):
+            continue
+        for side in SIDES:
+            interval = crossed(hits(records, part, name, side))
+            mean = float(hits({"size": records["size"], **fresh}, part, name, side).mean())
+            fits = interval.low <= mean <= interval.high
+            outside += not fits
+            lines.append(f"{row}: {side} R@1 {mean:.1f}, the table's [{interval.low:.1f}, {interval.high:.1f}]{'' if fits else ' OUTSIDE'}")
     return lines, outside

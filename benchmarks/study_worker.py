@@ -201,7 +201,10 @@ def rate(job: Job, row: Row, known: dict[str, Any], size: Size) -> float:
     demo_rate = rates()[row.rate]
     if job.part != "motion":
         return demo_rate
-    tried = {factor: known[f"motion-lr/{row.name}/{factor:.3g}"]["r_sum"] for factor in size.rates}
+    keys = {factor: f"motion-lr/{row.name}/{factor:.3g}" for factor in size.rates}
+    if missing := [key for key in keys.values() if key not in known]:
+        raise RuntimeError(f"{missing[0]} is not recorded; run the part motion first")
+    tried = {factor: known[key]["r_sum"] for factor, key in keys.items()}
     return demo_rate * max(tried, key=lambda factor: tried[factor])
 
 

@@ -193,6 +193,7 @@ def test_the_page_of_a_whole_study(docs):
         file = docs / "study" / f"{name}.svg"
         assert f"](study/{name}.svg)" in page
         assert ElementTree.fromstring(file.read_text(encoding="utf-8")).tag.endswith("svg")
+        assert ("<polygon" in file.read_text(encoding="utf-8")) == name.startswith("sizes"), "intervals, of curves as bands"
         assert "prefers-color-scheme: dark" in file.read_text(encoding="utf-8")
     assert page == (write_page(records, docs), (docs / "study.md").read_text(encoding="utf-8"))[1], "made twice, it is the same"
 
@@ -231,6 +232,15 @@ def test_a_run_that_is_made_again_is_held_against_the_committed_ones():
     lines, outside = check(records, {key: worse}, [key])
     assert outside == 2
     assert sum(line.endswith("OUTSIDE") for line in lines) == 2
+    keys = [f"motion/st-adapter/{seed}" for seed in range(5)]
+    lines, outside = check(records, {key: records[key] for key in keys}, keys)
+    assert outside == 0
+    assert lines[-1].startswith("motion/st-adapter: v2t R@1")
+    slightly = {key: records[key] | {"t2v": [r + (r == 1 and i % 3 == 0) for i, r in enumerate(records[key]["t2v"])]} for key in keys}
+    lines, outside = check(records, slightly, keys)
+    assert [line.split(":")[0] for line in lines if line.endswith("OUTSIDE")][-1] == "motion/st-adapter", (
+        "of the mean, which is known better"
+    )
 
 
 def test_a_caption_prefers_its_clip_its_twin_or_neither():
