@@ -27,7 +27,7 @@ import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from machine import machine
@@ -129,7 +129,10 @@ def run_all(todo: list[Job], bench: Bench, records: Records, workers: int) -> li
             while left or waiting:
                 while left and len(waiting) < workers:
                     job = left.pop(0)
-                    waiting[executor.submit(run, job, bench, needed(job, records))] = job
+                    try:
+                        waiting[executor.submit(run, job, bench, needed(job, records))] = job
+                    except BrokenExecutor:  # killed from outside, as for memory
+                        sys.exit("A process of the study was killed; what was done is recorded, and the same command goes on from there.")
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = waiting.pop(future)
