@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint docs docs-links clean
+.PHONY: demo test test-slow lint docs docs-links study study-check study-unseen clean
 
 demo: .venv/.demo
 	$(BIN)/xmafast demo
@@ -30,6 +30,17 @@ docs: .venv/.docs
 # asks the addresses that the pages name, so it needs a network
 docs-links: .venv/.docs
 	$(BIN)/python -m sphinx -q -b linkcheck -c docs/site -d docs/_build/doctrees docs docs/_build/links
+
+# the study of docs/study.md: what is not recorded is run; stills and the other backbone where they are there
+STUDY := study-workspace
+study: .venv/.demo
+	$(BIN)/python benchmarks/study.py --workspace $(STUDY) --stills $(STUDY)/stills --unseen $(STUDY)/unseen
+
+study-check: .venv/.demo
+	$(BIN)/python benchmarks/study.py --workspace $(STUDY) --check
+
+study-unseen: .venv/.demo
+	$(BIN)/python -m xmafast.demo.pretrain --leave-out-test --stills $(STUDY)/stills --out $(STUDY)/unseen
 
 .venv/.demo: pyproject.toml
 	$(PYTHON) -m venv .venv

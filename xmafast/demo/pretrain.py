@@ -2,6 +2,7 @@
 
     python -m xmafast.demo.pretrain                      # fetches the stills with `npm pack`, about 40 minutes on two cores
     python -m xmafast.demo.pretrain --stills FOLDER      # FOLDER already holds the three unpacked packages
+    python -m xmafast.demo.pretrain --leave-out-test --out FOLDER   # a variant that never sees the demo's test emoji, in any design
 
 Images: the 64-pixel stills of the npm packages emoji-datasource-google and emoji-datasource-twitter (one design each).
 Texts: labels and tags of emojibase-data. Loss: symmetric InfoNCE. No frame of the demo clips (a third design, Fluent) is read,
@@ -21,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,14 @@ PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
+DEFAULT_OUT = Path(__file__).parent / "backbone"
 HELD_OUT = 300  # stills of either design, each of an emoji whose other design is trained on
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
 
-def fetch_stills(folder: Path) -> None:
-    """Unpack the three npm packages into ``folder/{google,twitter,texts}``."""
-    for name, package in PACKAGES.items():
+def fetch_stills(folder: Path, packages: dict[str, str] = PACKAGES) -> None:
+    """Unpack npm packages into ``folder``, each under its name: ``google``, ``twitter`` and ``texts``."""
+    for name, package in packages.items():
         target = folder / name
         if target.exists():
             continue
@@ -68,14 +71,20 @@ def fetch_stills(folder: Path) -> None:
                 archive.extractall(target, filter="data")
 
 
-def read_stills(folder: Path) -> tuple[list[dict], torch.Tensor]:
-    """Emoji with both designs: their texts, and images (E, 2, 4, 64, 64) uint8 RGBA."""
+def test_emoji() -> set[str]:
+    """Code points of the emoji that the demo's test clips show, as ``read_stills`` has them."""
+    with (Path(__file__).parent / "fluent-clips" / "captions.jsonl").open(encoding="utf-8") as lines:
+        return {row["id"].replace("-fe0f", "") for row in map(json.loads, lines) if row["split"] == "test"}
+
+
+def read_stills(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[dict], torch.Tensor]:
+    """Emoji with both designs: their texts, and images (E, 2, 4, 64, 64) uint8 RGBA. leave_out: code points without fe0f, lower case."""
     rows = json.loads((folder / "texts/package/en/data.json").read_text(encoding="utf-8"))
     files = [{p.stem.replace("-fe0f", ""): p for p in (folder / d / f"package/img/{d}/64").glob("*.png")} for d in ("google", "twitter")]
     emoji, images = [], []
     for row in rows:
         key = row["hexcode"].lower().replace("-fe0f", "")
-        if row["hexcode"] in TONES or "group" not in row or not all(key in f for f in files):
+        if row["hexcode"] in TONES or "group" not in row or not all(key in f for f in files) or key in leave_out:
             continue
         pair = [np.asarray(Image.open(f[key]).convert("RGBA").resize((64, 64))) for f in files]
         images.append(np.stack(pair))
@@ -186,19 +195,23 @@ def held_out_recall(model: open_clip.CLIP, images: torch.Tensor, tokens: torch.T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stills", type=Path, help="where the three packages are, or will be, unpacked")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "backbone")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--leave-out-test", action="store_true", help="leave out every emoji of the demo's test clips, images and texts")
     args = parser.parse_args()
+    if args.leave_out_test and args.out.resolve() == DEFAULT_OUT.resolve():
+        parser.error("--leave-out-test makes another backbone than the demo's; name a folder for it with --out")
     stills = args.stills or Path(tempfile.mkdtemp(prefix="xmafast-stills-"))
     fetch_stills(stills)
     args.out.mkdir(parents=True, exist_ok=True)
     random.seed(args.seed)
     torch.manual_seed(args.seed)
 
-    emoji, images = read_stills(stills)
+    left_out = test_emoji() if args.leave_out_test else set()
+    emoji, images = read_stills(stills, left_out)
     cut_bpe(emoji, args.out / "bpe.txt.gz")
     tokenizer = SimpleTokenizer(bpe_path=str(args.out / "bpe.txt.gz"), context_length=CONTEXT)
     config, model = new_model(tokenizer.vocab_size)
@@ -268,6 +281,7 @@ def main() -> None:
                     "lr": args.lr,
                     "seed": args.seed,
                     "torch": torch.__version__,
+                    **({"left_out": sorted(left_out)} if left_out else {}),
                 }
                 (args.out / "pretrain.json").write_text(json.dumps({**record, "kept": row, "held_out": log}, indent=1) + "\n")
 

@@ -19,12 +19,16 @@ LABEL_GAP = 14
 
 @dataclass(frozen=True)
 class Series:
-    """label: short, at the end of its line. name: in full, in the table. color: 0 for the reference, 1 on for the others."""
+    """label: short, at the end of its line. name: in full, in the table. color: 0 for the reference, 1 on for the others.
+
+    band: (low, high) of each point, shaded behind the line; empty for none.
+    """
 
     label: str
     name: str
     color: int
     points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float]] = ()
 
 
 def lines(title: str, series: Sequence[Series], x_name: str, y_name: str, *, log: bool = False, zero: bool = False) -> str:
@@ -33,7 +37,7 @@ def lines(title: str, series: Sequence[Series], x_name: str, y_name: str, *, log
     if not series:
         return ""
     xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for _, y in one.points]
+    ys = [y for one in series for _, y in one.points] + [end for one in series for ends in one.band for end in ends]
     low, high, y_ticks = _range(0.0 if zero else min(ys), max(ys))
     x_ticks = log_ticks(min(xs), max(xs)) if log else _whole_ticks(min(xs), max(xs))
 
@@ -47,6 +51,12 @@ def lines(title: str, series: Sequence[Series], x_name: str, y_name: str, *, log
         at = place(x, low)[0]
         parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_short(x)}</text>')
     ends = []
+    for one in series:
+        if one.band:
+            lows = [(x, low) for (x, _), (low, _) in zip(one.points, one.band, strict=True)]
+            highs = [(x, high) for (x, _), (_, high) in zip(one.points, one.band, strict=True)]
+            edge = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in [*lows, *reversed(highs)]))
+            parts.append(f'<polygon class="band c{one.color}" points="{edge}"/>')
     for one in series:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in one.points))
         parts.append(f'<polyline class="line c{one.color}" points="{path}"/>')
