@@ -130,7 +130,7 @@ class Rows:
 
     def source_of(self, row: int) -> Path:
         """The video file that a row was decoded from, where it was then."""
-        return Path(self.attributes["root"]) / self.source[row].decode("utf-8")
+        return Path(str(self.attributes["root"]), self.source[row].decode("utf-8"))
 
     @property
     def label(self) -> str:

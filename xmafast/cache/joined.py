@@ -50,7 +50,8 @@ class JoinedFrames(FrameReader):
 
     def rows_of(self, part: int, rows: np.ndarray) -> np.ndarray:
         """Those of these rows that are one cache's, as its own row numbers."""
-        return rows[self.part_of(rows) == part] - self.starts[part]
+        own: np.ndarray = rows[self.part_of(rows) == part] - self.starts[part]
+        return own
 
     def source_of(self, row: int) -> Path:
         part = int(self.part_of(row))

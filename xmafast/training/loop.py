@@ -183,9 +183,10 @@ class Trainer:
         if self.processes.alone:
             return share
         numbers = torch.cat([share[None], share.new_tensor(self.asks())])
-        loss, *told = summed(list(self.retriever.trained.values()), numbers, self.processes)
+        total: Tensor
+        total, *told = summed(list(self.retriever.trained.values()), numbers, self.processes)
         self.told = [float(number) for number in told]
-        return loss
+        return total
 
     def tensors(self) -> dict[str, Tensor]:
         """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states.
