@@ -273,6 +273,7 @@ class Retriever(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its backbone lies, and with it all that it computes."""
         return self.backbone.mean.device
 
     def encode_frames(self, frames: Tensor, mask: Tensor | None = None, stream: tuple[Tensor, Tensor] | None = None) -> Tensor:

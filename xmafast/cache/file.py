@@ -43,6 +43,8 @@ Arrays = dict[str, "tuple[tuple[int, ...], Any]"]  # name -> (shape, dtype)
 
 
 class Status(enum.IntEnum):
+    """What became of a row: not tried yet, decoded, not decodable, or no such file."""
+
     TODO = 0
     DONE = 1
     FAILED = 2
