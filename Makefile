@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-oldest coverage lint types clean
 
 demo: .venv/.demo
 	$(BIN)/xmafast demo
@@ -14,9 +14,20 @@ test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m "slow and not alone"
 	$(BIN)/python -m pytest -m "slow and alone" -n 0
 
+# the core of the tests with the lowest versions that pyproject.toml allows, in an environment of its own; Python 3.10 to 3.12
+test-oldest: .venv/oldest/.done
+	OMP_NUM_THREADS=1 .venv/oldest/bin/python -m pytest $(CORE)
+
+# lines that plain `make test` leaves out; the lowest share is in pyproject.toml
+coverage: .venv/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=html:.venv/coverage $(TESTS)
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: .venv/.dev
 	# mypy does not follow the room mapping of an editable install, so it reads a plain one
 	rm -rf .venv/plain build
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/plain .
@@ -31,6 +42,11 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ .venv/.demo
+
+.venv/oldest/.done: pyproject.toml requirements/oldest.txt
+	$(PYTHON) -m venv .venv/oldest
+	.venv/oldest/bin/python -m pip install --quiet --constraint requirements/oldest.txt --editable ".[test]"
+	touch $@
 
 clean:
 	rm -rf .venv build dist xmafast.egg-info
