@@ -99,7 +99,7 @@ class Trainer:
         for tensor in retriever.kept.values() if not processes.alone else ():
             processes.share(tensor.data)  # the same already, unless their machines draw or compute otherwise
         if not processes.first:  # noise of its own; what is initialised was drawn alike
-            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, processes.rank]).generate_state(1, np.uint64)[0] >> 1))
+            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, processes.rank]).generate_state(1, np.uint64)[0]) >> 1)
 
     @property
     def epoch(self) -> int:
