@@ -1,6 +1,11 @@
 # Everything from nothing but python3 and make: each target makes the virtual environment it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+# what meets torch, triton, open_clip, numpy, h5py, the decoders, typer and starlette; not how well a compiler does
+CORE := $(filter-out tests/kernels/test_compiled_% tests/kernels/test_gpu_%,$(wildcard tests/kernels/test_*.py)) \
+	$(patsubst %,tests/library/test_%.py,backbone towers methods retriever headers training resume distributed evaluation search) \
+	$(patsubst %,tests/library/test_%.py,cache codec decode features index) \
+	tests/cli/test_cli.py tests/cli/test_train_cli.py tests/serve/test_serve_api.py tests/test_package.py tests/test_dependencies.py
 
 .PHONY: demo test test-slow test-oldest coverage lint types clean
 
