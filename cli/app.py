@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from xmafast import __version__
 from xmafast.cli.cache import cache
 from xmafast.cli.collapse import collapse
 from xmafast.cli.compare import compare
@@ -28,6 +27,7 @@ from xmafast.cli.sharing import export, pull, push
 from xmafast.cli.train import train
 from xmafast.cli.verify import verify
 from xmafast.errors import XmafastError
+from xmafast.version import described
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,13 +61,13 @@ for name, command in (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"xmafast {__version__}")
+        typer.echo(f"xmafast {described()}")
         raise typer.Exit
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and commit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Parameter-efficient text-video and text-image retrieval on a frozen CLIP.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -69,6 +70,8 @@ def shallow_timm(name: str, vision: int = 2, text: int = 2, trunk: dict | None =
     trunk = {"depth": vision, **(trunk or {})}
     tokenizer = SimpleTokenizer(bpe_path=str(DEMO / "bpe.txt.gz"))
     config = copy.deepcopy(open_clip.get_model_config(name))
+    if config is None and version("open_clip_torch").startswith("3.1."):
+        pytest.skip(f"open_clip 3.1, the oldest that is tested, has no {name}")
     config["text_cfg"] |= {"layers": text, "vocab_size": tokenizer.vocab_size, **text_changes}
     if "img_size" in trunk:
         config["vision_cfg"]["image_size"] = trunk["img_size"]

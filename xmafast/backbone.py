@@ -101,7 +101,8 @@ class Backbone(nn.Module):
 
     def forward(self, call: str, *arguments: Any, **options: Any) -> Tensor:
         """``encode_frames`` or another of its methods, by name: the way for ``torch.func.functional_call`` with trained weights."""
-        return getattr(self, call)(*arguments, **options)
+        result: Tensor = getattr(self, call)(*arguments, **options)
+        return result
 
     def encode_image(self, images: Tensor, places: PlacesOf | None = None) -> Tensor:
         """Normalised images (B, 3, H, W) -> un-normalised embeddings (B, D).
@@ -185,8 +186,10 @@ class Backbone(nn.Module):
         x = text.ln_final(run_blocks(list(text.transformer.resblocks)[block:], x, mask, above, reads))
         x = x.squeeze(1) if x.shape[1] < whole else text_global_pool(x, tokens, pool, eos_token_id=eos)
         if isinstance(text.text_projection, nn.Linear):
-            return text.text_projection(x)
-        return x if text.text_projection is None else x @ text.text_projection
+            x = text.text_projection(x)
+        elif text.text_projection is not None:
+            x = x @ text.text_projection
+        return x
 
     def normalise(self, frames: Tensor) -> Tensor:
         """Frames uint8 (B, H, W, 3) -> normalised float images (B, 3, H, W); other sizes are resized to the backbone's."""
@@ -221,7 +224,8 @@ class Backbone(nn.Module):
     @property
     def text_positions(self) -> Tensor:
         """The positional embedding of the text encoder, (context length, W)."""
-        return self.text.positional_embedding
+        positions: Tensor = self.text.positional_embedding
+        return positions
 
     @cached_property
     def fingerprint(self) -> str:
@@ -312,8 +316,9 @@ def backbone_shape(name: str) -> Shape:
 def _config(name: str) -> dict[str, Any]:
     """open_clip's configuration of a model that xmafast can take, or the reason why it cannot."""
     if (folder := _local(name)) is not None:
-        return _local_config(folder)["model_cfg"]
-    config = open_clip.get_model_config(name.replace("/", "-"))
+        own: dict[str, Any] = _local_config(folder)["model_cfg"]
+        return own
+    config: dict[str, Any] | None = open_clip.get_model_config(name.replace("/", "-"))
     if config is None and Path(name).is_dir():
         raise BackboneError(f"The folder {name} holds no {LOCAL_CONFIG}; name a folder that does, or a model, as ViT-B-32.")
     if config is None:
@@ -335,7 +340,7 @@ def _local(name: str) -> Path | None:
 
 def _local_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / LOCAL_CONFIG).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / LOCAL_CONFIG).read_text(encoding="utf-8"))
         reason = _why_not(config["model_cfg"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{folder / LOCAL_CONFIG} does not describe an open_clip model ({first_line(error)}); restore it.") from error
@@ -407,14 +412,16 @@ def _tokenizer(name: str, config: dict[str, Any], pretrained: str) -> Callable[.
     """The model's tokenizer; one from the hub is loaded when it is needed, or comes with a local weights file."""
     source = config["text_cfg"].get("hf_tokenizer_name")
     if not source:
-        return open_clip.get_tokenizer(name)
+        found: Callable[..., Tensor] = open_clip.get_tokenizer(name)
+        return found
     folder = Path(pretrained).parent
     beside = Path(pretrained).is_file() and (folder / "open_clip_config.json").is_file()
     return HubTokenizer(name, source, folder if beside else None)
 
 
 def _class_of(config: dict[str, Any]) -> type[nn.Module]:
-    return open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    kind: type[nn.Module] = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    return kind
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -436,7 +443,8 @@ def _download(name: str, pretrained: str, tag: dict[str, Any]) -> nn.Module:
             raise ConnectionError("the model hub cannot be reached")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
+            model: nn.Module = open_clip.create_model(name, pretrained, force_quick_gelu=bool(tag.get("quick_gelu")))
+            return model
     except Exception as error:
         raise BackboneError(
             f"The weights {pretrained!r} of {name} are not on this machine and could not be downloaded: {first_line(error)}. "

@@ -354,10 +354,13 @@ def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places, 
     if custom:
         q, k = attn.ln_q(q), attn.ln_k(k)
     y = _attend(q, k, v, mask, places)
+    out: Tensor
     if not custom:
-        return attn.out_proj(y.transpose(1, 2).flatten(2))
+        out = attn.out_proj(y.transpose(1, 2).flatten(2))
+        return out
     y = y if attn.head_scale is None else y * attn.head_scale
-    return block.ln_attn(attn.out_proj(attn.ln_inner(y.transpose(1, 2).flatten(2))))
+    out = block.ln_attn(attn.out_proj(attn.ln_inner(y.transpose(1, 2).flatten(2))))
+    return out
 
 
 def _timm_attention(attn: Any, h: Tensor, rope: Tensor | None, places: Places) -> Tensor:
@@ -377,7 +380,8 @@ def _timm_attention(attn: Any, h: Tensor, rope: Tensor | None, places: Places) -
     y = attn.norm(_attend(q, k, v, None, places).transpose(1, 2).flatten(2))
     gate = getattr(attn, "gate", None)
     y = y if gate is None else y * gate(h).sigmoid()
-    return attn.proj_drop(attn.proj(y))
+    out: Tensor = attn.proj_drop(attn.proj(y))
+    return out
 
 
 def _turned(x: Tensor, rope: Tensor, attn: Any) -> Tensor:

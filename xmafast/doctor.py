@@ -25,8 +25,13 @@ def examine(workspace: Path) -> list[Finding]:
 
     from xmafast.backbone import DEMO
     from xmafast.cache.decode import PACKAGES, torchcodec_fault
+    from xmafast.version import described
 
-    findings = [Finding("python", "ok", platform.python_version()), Finding("torch", "ok", torch.__version__)]
+    findings = [
+        Finding("xmafast", "ok", described()),
+        Finding("python", "ok", f"{platform.python_version()}, {platform.platform()}"),
+        Finding("torch", "ok", torch.__version__),
+    ]
     if torch.cuda.is_available():
         findings.append(
             Finding("GPU", "ok", f"{torch.cuda.get_device_name()}, bfloat16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")

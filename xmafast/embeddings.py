@@ -22,6 +22,13 @@ Progress = Callable[[int, int], None]
 VIDEOS_AT_ONCE = 16
 
 
+def queries_of(cache: FrameReader, rows: np.ndarray, captions: int | None, device: torch.device) -> tuple[list[str], Tensor]:
+    """The first ``captions`` of each row's captions (None: all), N in all, and for each the place of its video in ``rows``, (N,)."""
+    texts = [cache.captions[row][:captions] for row in rows]
+    video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=device)
+    return [caption for group in texts for caption in group], video_of
+
+
 @torch.inference_mode()
 def embed_frames(
     retriever: Retriever, cache: FrameReader | FeatureCache, rows: np.ndarray, progress: Progress | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from xmafast.cache import FeatureCache, FrameCache, FrameReader, Status
 from xmafast.datasets import DATASETS
 from xmafast.distributed import ALONE, Processes
-from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, stored_embeddings
+from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, queries_of, stored_embeddings
 from xmafast.errors import CacheError
 from xmafast.ranks import Ranks, found_by, r_sum, rank_both, rank_matrix
 from xmafast.rerank import NEED_BANK, Bank, Cosines, Settings, check, described, rerank
@@ -55,7 +55,11 @@ def embed(
     frozen: FrozenEmbeddings | None = None,
     tokens: FeatureCache | None = None,
 ) -> Embedded:
-    """The captioned rows of a cache that are done, or ``rows``, embedded; arguments as in ``rank_cache``."""
+    """The captioned rows of a cache that are done, or ``rows``, embedded.
+
+    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings of the whole
+    cache. frozen: the cache's, for a method on features, which then acts on them. Raises CacheError where no row can be used.
+    """
     wanted = wanted_rows(cache, rows)
     if frozen is not None:
         frames, mask = frozen.read(wanted)
@@ -66,9 +70,7 @@ def embed(
         frames, mask = stored_embeddings(retriever, cache, store, progress)
         index = torch.from_numpy(np.searchsorted(cache.rows, wanted)).to(frames.device)
         frames, mask = frames[index], mask[index]
-    texts = [list(cache.captions[row][:captions]) for row in wanted]
-    video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
-    queries = [caption for group in texts for caption in group]
+    queries, video_of = queries_of(cache, wanted, captions, frames.device)
     text = (embed_texts(retriever, queries) if frozen is None else adapt_texts(retriever, frozen.text(queries))).to(frames.device)
     return Embedded(text, frames, mask, video_of, wanted, queries)
 
@@ -89,22 +91,18 @@ def rank_cache(
     rows: np.ndarray | None = None,
     *,
     captions: int | None = None,
-    store: Path | None = None,
-    progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
     tokens: FeatureCache | None = None,
     processes: Processes = ALONE,
 ) -> Ranks:
-    """Ranks over the captioned rows of a cache that are done, or over ``rows``.
+    """Ranks over the captioned rows of a cache that are done, or over ``rows``; captions and frozen as in ``embed``.
 
-    captions: how many of each video's captions are queries (None: all). store: a folder that keeps the frame embeddings. frozen: the
-    cache's, for a method on features, which then acts on them. tokens: of the cache's frames, to embed in their place. processes: those
-    that share out the videos, and get the ranks that one process would find. Raises CacheError where no row can be used.
+    tokens: of the cache's frames, to embed in their place. processes: those that share out the videos, and get the ranks that one process
+    would find. Raises CacheError where no row can be used.
     """
     if not processes.alone:
-        wanted = wanted_rows(cache, rows)
-        return rank_shared(retriever, cache, wanted, processes, captions=captions, progress=progress, frozen=frozen, tokens=tokens)
-    e = embed(retriever, cache, rows, captions=captions, store=store, progress=progress, frozen=frozen, tokens=tokens)
+        return rank_shared(retriever, cache, wanted_rows(cache, rows), processes, captions=captions, frozen=frozen, tokens=tokens)
+    e = embed(retriever, cache, rows, captions=captions, frozen=frozen, tokens=tokens)
     return rank_both(retriever, e.text, e.frames, e.mask, e.video_of)
 
 

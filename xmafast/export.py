@@ -228,7 +228,8 @@ def open_clip_config(backbone: Backbone) -> dict[str, Any]:
         return backbone.config
     folder = DEMO if backbone.name == "demo" else Path(backbone.name)
     if (folder / LOCAL_CONFIG).is_file():
-        return json.loads((folder / LOCAL_CONFIG).read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / LOCAL_CONFIG).read_text(encoding="utf-8"))
+        return config
     model = dict(open_clip.get_model_config(backbone.name))
     tag = open_clip.get_pretrained_cfg(backbone.name, backbone.pretrained) or {}
     if tag.get("quick_gelu"):  # the name alone says GELU

@@ -63,12 +63,14 @@ class HubTokenizer:
         logging.disable(logging.CRITICAL)  # a failure becomes one sentence, not the log of its retries
         try:
             if self.folder is not None:
-                return open_clip.get_tokenizer(f"local-dir:{self.folder}")
+                tokenizer: Callable[..., Tensor] = open_clip.get_tokenizer(f"local-dir:{self.folder}")
+                return tokenizer
             if not reachable(self.source, TOKENIZER_FILES):
                 raise ConnectionError("the model hub cannot be reached")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return open_clip.get_tokenizer(self.model)
+                tokenizer = open_clip.get_tokenizer(self.model)
+                return tokenizer
         except ImportError as error:
             raise BackboneError(
                 f"The tokenizer {self.source!r} of {self.model} needs a package that is not installed ({first_line(error)}); "

@@ -125,12 +125,14 @@ def sharded_info_nce_from_scores(
 def _share(rows: Tensor, columns: Tensor, positives: Tensor, processes: Processes, offset: int) -> Tensor:
     """Own rows and own columns, from log-sum-exps (n,), (N,) of own rows, and the positives' logits (n,)."""
     merged = _Merged.apply(columns, processes)[offset : offset + len(rows)]
-    return ((rows - positives).sum() + (merged - positives).sum()) / (2 * len(columns))
+    loss: Tensor = ((rows - positives).sum() + (merged - positives).sum()) / (2 * len(columns))
+    return loss
 
 
 def gathered(own: Tensor, processes: Processes, counts: Sequence[int]) -> Tensor:
     """(n, ...) of each process -> (N, ...), in the order of the ranks; each gets the gradients of its own from all of them."""
-    return _Gathered.apply(own, processes, counts)
+    whole: Tensor = _Gathered.apply(own, processes, counts)
+    return whole
 
 
 class _Gathered(torch.autograd.Function):

@@ -40,7 +40,7 @@ class _Counter(TorchDispatchMode):
     """Sums what torch's own table says of each operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,4 +53,4 @@ class _Counter(TorchDispatchMode):
 def _macs(run: Any) -> int:
     with torch.no_grad(), _Counter() as counter:
         run()
-    return counter.flops // 2
+    return int(counter.flops // 2)

@@ -273,6 +273,7 @@ class Retriever(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its backbone lies, and with it all that it computes."""
         return self.backbone.mean.device
 
     def encode_frames(self, frames: Tensor, mask: Tensor | None = None, stream: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -369,12 +370,14 @@ class Retriever(nn.Module):
     def _backbone(self, call: str, *arguments: Any, **options: Any) -> Tensor:
         """A call of the backbone, with the weights that the method trains in place of its own."""
         if self.acting is None or (self.acting.tuned is None and self._merged is None):
-            return self.backbone(call, *arguments, **options)
+            result: Tensor = self.backbone(call, *arguments, **options)
+            return result
         tuned = {} if self.acting.tuned is None else self.acting.tuned.mapping()
         tuned = {name: self._patched(name, value) for name, value in tuned.items()} | (self._merged or {})
         if not torch.is_grad_enabled():  # as the backbone's own weights are, so that PyTorch takes the same path through them
             tuned = {name: value.detach() for name, value in tuned.items()}
-        return functional_call(self.backbone, tuned, (call, *arguments), options)
+        result = functional_call(self.backbone, tuned, (call, *arguments), options)
+        return result
 
     def similarity(self, text: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cosines (N, M) of text embeddings (N, D) and frame embeddings (M, F, D) under the header; mask (M, F)."""

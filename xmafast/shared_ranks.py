@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.distributed import Processes
-from xmafast.embeddings import VIDEOS_AT_ONCE, Progress, adapt_frames, adapt_texts, embed_frames, embed_texts
+from xmafast.embeddings import VIDEOS_AT_ONCE, adapt_frames, adapt_texts, embed_frames, embed_texts, queries_of
 from xmafast.kernels import ranks_both_over_frames, score_positives_over_frames
 from xmafast.ranks import Ranks, ranks_of
 from xmafast.retriever import Retriever
@@ -31,7 +31,6 @@ def rank_shared(
     processes: Processes,
     *,
     captions: int | None = None,
-    progress: Progress | None = None,
     frozen: FrozenEmbeddings | None = None,
     tokens: FeatureCache | None = None,
 ) -> Ranks:
@@ -40,17 +39,15 @@ def rank_shared(
     Each process embeds whole batches of the same videos and texts as one would, so that no embedding is rounded otherwise. Average
     precision and nDCG are not computed.
     """
-    texts = [list(cache.captions[row][:captions]) for row in rows]
     counts = _in_batches(len(rows), VIDEOS_AT_ONCE, processes)
     own = rows[sum(counts[: processes.rank]) :][: counts[processes.rank]]
     if frozen is None:
-        frames, mask = embed_frames(retriever, cache if tokens is None else tokens, own, progress)
+        frames, mask = embed_frames(retriever, cache if tokens is None else tokens, own)
     else:
         frames, mask = frozen.read(own)
         frames = adapt_frames(retriever, frames, mask) if len(own) else frames
     frames, mask = frames.to(retriever.device), mask.to(retriever.device)  # also those of no video
-    video_of = torch.tensor([i for i, group in enumerate(texts) for _ in group], device=frames.device)
-    queries = [caption for group in texts for caption in group]
+    queries, video_of = queries_of(cache, rows, captions, frames.device)
     if frozen is not None:
         text = adapt_texts(retriever, frozen.text(queries)).to(frames.device)
     else:

@@ -66,7 +66,8 @@ class ClipTower(Tower):
         self.reads = 0 if visual.attn_pool is None and visual.pool_type == "tok" else None
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.visual._embeds(images)
+        x: Tensor = self.visual._embeds(images)
+        return x
 
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Patches (B, P, 3 p p), flat as the convolution's weights are -> the tokens that enter block 0."""
@@ -75,11 +76,13 @@ class ClipTower(Tower):
         # from here on what open_clip's _embeds does after its convolution
         first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
-        return visual.ln_pre(visual.patch_dropout(x))
+        tokens: Tensor = visual.ln_pre(visual.patch_dropout(x))
+        return tokens
 
     def head(self, x: Tensor) -> Tensor:
         pooled, _ = self.visual._pool(x)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+        embedding: Tensor = pooled if self.visual.proj is None else pooled @ self.visual.proj
+        return embedding
 
 
 class TimmTower(Tower):
@@ -93,12 +96,14 @@ class TimmTower(Tower):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.trunk._pos_embed(self.trunk.patch_embed(images))
-        if isinstance(self.trunk, Eva):
-            return self.trunk.norm_pre(x[0])  # beside it the rotary positions, which _rope makes for whatever block comes first
-        return self.trunk.norm_pre(self.trunk.patch_drop(x))
+        # Eva's has beside the tokens the rotary positions, which _rope makes for whatever block comes first
+        x = x[0] if isinstance(self.trunk, Eva) else self.trunk.patch_drop(x)
+        tokens: Tensor = self.trunk.norm_pre(x)
+        return tokens
 
     def head(self, x: Tensor) -> Tensor:
-        return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
+        embedding: Tensor = self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
+        return embedding
 
     def _rope(self) -> Tensor | None:
         """As Eva's _pos_embed makes them."""
@@ -106,7 +111,8 @@ class TimmTower(Tower):
         if rope is None:
             return None
         known = hasattr(rope, "feat_shape") and not self.trunk.dynamic_img_size
-        return rope.get_embed() if known else rope.get_embed(shape=self.grid)
+        positions: Tensor = rope.get_embed() if known else rope.get_embed(shape=self.grid)
+        return positions
 
 
 def tower_of(visual: Any) -> Tower:

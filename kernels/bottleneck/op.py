@@ -124,7 +124,8 @@ def adapter(
         *_weights(x, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias),
         activation, float(scale),
     )  # fmt: skip
-    return y.view(x.shape)
+    out: Tensor = y.view(x.shape)
+    return out
 
 
 def _weights(

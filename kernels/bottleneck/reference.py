@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
     "gelu": F.gelu,
     "relu": F.relu,
@@ -20,7 +23,7 @@ def slope(h: Tensor, activation: str) -> Tensor:
         s = torch.sigmoid(1.702 * h)
         return s * (1 + 1.702 * h * (1 - s))
     if activation == "gelu":
-        return 0.5 * (1 + torch.erf(h * 0.5**0.5)) + h * torch.exp(-0.5 * h * h) / (2 * torch.pi) ** 0.5
+        return 0.5 * (1 + torch.erf(h * 0.5**0.5)) + h * torch.exp(-0.5 * h * h) / math.sqrt(2 * math.pi)
     return (h > 0).to(h.dtype) if activation == "relu" else torch.ones_like(h)
 
 

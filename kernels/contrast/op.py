@@ -122,4 +122,7 @@ def log_sum_exps(
     # a number is filled in on the device: nothing waits for a copy
     factor = scale if isinstance(scale, Tensor) else torch.full((), scale, dtype=dtype, device=device)
     ids = (None, None) if group_ids is None else tuple(t.to(device, torch.int64).contiguous() for t in group_ids)
-    return _forward(queries, candidates.to(queries.dtype), factor.to(device, dtype).reshape(()), *ids, offset)
+    found: tuple[Tensor, Tensor, Tensor] = _forward(
+        queries, candidates.to(queries.dtype), factor.to(device, dtype).reshape(()), *ids, offset
+    )
+    return found

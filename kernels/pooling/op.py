@@ -59,7 +59,8 @@ def _(frames: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
         length = x.norm(dim=-1, keepdim=True)
         unit = x / length.clamp_min(reference.EPS)
         along = (unit * g).sum(-1, keepdim=True).masked_fill(length <= reference.EPS, 0)
-        return (g - unit * along) / length.clamp_min(reference.EPS)
+        gradient: Tensor = (g - unit * along) / length.clamp_min(reference.EPS)
+        return gradient
 
     return through(x, through(total, grad)[:, None].expand_as(x)).masked_fill(~real, 0).to(frames.dtype)
 
@@ -234,7 +235,8 @@ def pool(
     """
     if not use_triton(impl, frames):
         return reference.pool(frames, mask)
-    return _pool(_unit_stride(frames), _bytes(mask, frames)).to(frames.dtype)
+    pooled: Tensor = _pool(_unit_stride(frames), _bytes(mask, frames)).to(frames.dtype)
+    return pooled
 
 
 def mean_similarity(text: Tensor, frames: Tensor, mask: Tensor, *, impl: str = "auto") -> Tensor:
@@ -259,7 +261,8 @@ def text_conditioned_similarity(
     dtype = torch.promote_types(text.dtype, frames.dtype)
     text, frames = text.to(dtype), frames.to(dtype)
     if use_triton(impl, text, frames) and frames.shape[1] <= MOST_FRAMES:
-        return _score(_unit_stride(text), _unit_stride(frames), _bytes(mask, frames), temperature).to(dtype)
+        scores: Tensor = _score(_unit_stride(text), _unit_stride(frames), _bytes(mask, frames), temperature).to(dtype)
+        return scores
     if torch.is_grad_enabled() and (text.requires_grad or frames.requires_grad):
         return reference.text_conditioned_similarity(text, frames, mask, temperature=temperature)
     return TextConditioned(text, frames, mask, temperature).matrix().to(dtype)

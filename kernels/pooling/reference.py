@@ -34,7 +34,8 @@ def text_conditioned_similarity(text: Tensor, frames: Tensor, mask: Tensor, *, t
     gram = frames @ frames.mT  # (M, F, F)
     norm2 = (torch.einsum("nmf,mfg->nmg", w, gram) * w).sum(-1)
     tiny = torch.finfo(norm2.dtype).tiny
-    return (w * a).sum(-1) / (norm2.clamp_min(tiny).sqrt() * text.norm(dim=-1, keepdim=True).clamp_min(tiny**0.5))
+    cosines: Tensor = (w * a).sum(-1) / (norm2.clamp_min(tiny).sqrt() * text.norm(dim=-1, keepdim=True).clamp_min(tiny**0.5))
+    return cosines
 
 
 def frame_weights(text: Tensor, frames: Tensor, mask: Tensor, *, temperature: float = 5.0) -> Tensor:

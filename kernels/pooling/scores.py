@@ -78,7 +78,8 @@ def score(text: Tensor, numerator: Tensor, square: Tensor) -> Tensor:
 def length(text: Tensor) -> Tensor:
     """(n,) norms, none of them zero, in float32 (float64 of float64)."""
     dtype = wide(text)
-    return torch.linalg.vector_norm(text, dim=1, dtype=dtype).clamp_min(torch.finfo(dtype).tiny ** 0.5)
+    lengths: Tensor = torch.linalg.vector_norm(text, dim=1, dtype=dtype).clamp_min(torch.finfo(dtype).tiny ** 0.5)
+    return lengths
 
 
 class TextConditioned:

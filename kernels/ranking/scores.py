@@ -121,7 +121,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return torch.mm(a, b.T, out_dtype=torch.float32)
     a, b = a.to(wide(a)), b.to(wide(b))
     if ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32 and a.numel() and b.numel():
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        products: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return products
     return a @ b.T
 
 
@@ -144,7 +145,7 @@ def rounding(x: Tensor, terms: int) -> float:
     unit = 2.0**-53 if x.dtype == torch.float64 else 2.0**-24
     if x.dtype == torch.float32 or not x.is_cuda:  # half precision is widened on the CPU
         unit = max(unit, float32_unit(x.device))
-    return 4 * (terms + 2) ** 0.5 * unit
+    return 4 * math.sqrt(terms + 2) * unit
 
 
 def numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -166,7 +167,7 @@ def finite(x: Tensor) -> bool:
 
 def norms(x: Tensor) -> Tensor:
     """(n, D) -> (n,) Euclidean norms in float64; inf where a component is not finite."""
-    length = torch.linalg.vector_norm(x, dim=1, dtype=wide(x)).double()
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=wide(x)).double()
     if not finite(length):  # float32 may have run over
         length = torch.linalg.vector_norm(numbers(x, torch.float64), dim=1).nan_to_num(torch.inf, torch.inf).to(x.device)
     return length

@@ -220,7 +220,8 @@ def each_its_own(sets: Tensor) -> bool:
 
 def _within(places: Tensor, part: slice) -> Tensor:
     """1 where a positive lies in this part: always close to its own score, it is not to be looked at again."""
-    return ((places >= part.start) & (places < part.stop)).long()
+    inside: Tensor = ((places >= part.start) & (places < part.stop)).long()
+    return inside
 
 
 def _cuts(sets: Tensor | None, n: int, rows: int) -> list[int]:

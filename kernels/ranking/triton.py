@@ -184,7 +184,8 @@ def pairs_of(near: Tensor, rows: int, m: int, order: Tensor | None, tile: dict[s
     column = within // members * tile["BLOCK_M"] + place % tile["BLOCK_M"]
     if order is not None:
         n = order[n.clamp(0, rows - 1)].long()
-    return 4 * (n * m + column) + bits
+    pairs: Tensor = 4 * (n * m + column) + bits
+    return pairs
 
 
 def unit_maxima(queries: Tensor, candidates: Tensor) -> Tensor:

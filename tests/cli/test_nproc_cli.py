@@ -9,29 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from support import demo_split
 
 from xmafast import launch
-from xmafast.cache import build_cache
 from xmafast.errors import UsageError
 
 FEW = ("--epochs", "2", "--batch-size", "3", "--train-frames", "1", "--patch-drop", "0.5")
 LONGEST = 300
-
-
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """Eight clips of two frames: two steps an epoch."""
-    folder = tmp_path_factory.mktemp("cache") / "demo"
-    build_cache(demo_split("train", 8), folder / "train.h5", frames=2, sampling="uniform", size=32, workers=1)
-    return folder
-
-
-@pytest.fixture
-def workspace(tmp_path, eight):
-    (tmp_path / "caches").mkdir()
-    (tmp_path / "caches" / "demo").symlink_to(eight)
-    return tmp_path
 
 
 def start(folder, *command):
@@ -68,10 +51,6 @@ def until(condition, process):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def weights(run):
-    return Path(run, "last", "adapter_model.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -130,7 +109,7 @@ def test_fewer_gpus_than_processes_are_told(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a run in /proc")
-def test_a_killed_process_ends_the_job_and_it_is_gone_on_with(workspace):
+def test_a_killed_process_ends_the_job_and_it_is_gone_on_with(workspace, weights):
     given = ("--nproc", "2", *FEW, "--epochs", "8", "--save-every", "1", "--out")
     code, out, said = finish(xmafast(workspace, *given, "runs/whole", "--json"))
     assert (code, said) == (0, [])
@@ -150,7 +129,7 @@ def test_a_killed_process_ends_the_job_and_it_is_gone_on_with(workspace):
         code, _, said = finish(start(workspace, "-m", "xmafast.cli", *command.split()[1:]))
         assert (code, said) == (0, [])
         assert steps(workspace / run) == list(range(1, 17))
-        assert weights(workspace / run) == weights(workspace / "runs/whole")
+        assert weights(run) == weights("runs/whole")
 
 
 @pytest.mark.slow
@@ -182,14 +161,14 @@ def test_processes_whose_launcher_was_killed_save_and_end(workspace):
 
 
 @pytest.mark.slow
-def test_plain_torchrun_writes_one_run_with_the_same_weights(workspace):
+def test_plain_torchrun_writes_one_run_with_the_same_weights(workspace, weights):
     assert finish(xmafast(workspace, "--nproc", "2", *FEW, "--out", "runs/whole"))[0] == 0
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "xmafast.cli", "train")
     code, out, said = finish(start(workspace, *command, *FEW, "--json"))
     assert (code, said) == (0, [])
     (run,) = [run for run in (workspace / "runs").iterdir() if run.name != "whole"]
     assert json.loads(out)["run"] == f"runs/{run.name}"
-    assert weights(run) == weights(workspace / "runs/whole")
+    assert weights(run) == weights("runs/whole")
 
 
 @pytest.mark.slow

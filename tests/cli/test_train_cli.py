@@ -6,27 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import demo_split
 
-from xmafast.cache import build_cache
 from xmafast.training import loop
 
 FEW = ("--epochs", "2", "--batch-size", "2", "--train-frames", "1")
-
-
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """Eight clips of two frames: three steps an epoch."""
-    folder = tmp_path_factory.mktemp("cache") / "demo"
-    build_cache(demo_split("train", 8), folder / "train.h5", frames=2, sampling="uniform", size=32, workers=1)
-    return folder
-
-
-@pytest.fixture
-def workspace(tmp_path, eight):
-    (tmp_path / "caches").mkdir()
-    (tmp_path / "caches" / "demo").symlink_to(eight)
-    return tmp_path
 
 
 @pytest.fixture
@@ -57,11 +40,7 @@ def sentence(err):
     return line
 
 
-def weights(run):
-    return Path(run, "last", "adapter_model.safetensors").read_bytes()
-
-
-def test_a_stopped_run_names_the_command_that_goes_on(call, stopped):
+def test_a_stopped_run_names_the_command_that_goes_on(call, stopped, weights):
     assert call("train", *FEW, "--out", "runs/whole")[0] == 0
     code, said = stopped(2, signal.SIGTERM, *FEW, "--out", "runs/a b")
     assert code == 143
@@ -131,7 +110,7 @@ def test_what_cannot_be_done_gets_one_sentence(call, workspace, arguments, code,
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
-def test_the_last_blocks_are_trained_from_tokens_that_are_made_offered_or_taken(call, workspace):
+def test_the_last_blocks_are_trained_from_tokens_that_are_made_offered_or_taken(call, workspace, weights):
     arguments = ("--epochs", "1", "--batch-size", "2", "--blocks", "last:2")
     code, _, err = call("train", *arguments, "--out", "runs/offered")
     assert code == 0

@@ -30,7 +30,6 @@ from xmafast.errors import XmafastError
 
 Random = np.random.Generator
 CLIPS = sorted((demo.ROOT / "clips").glob("*.mp4"))
-LETTERS = "".join(chr(c) for c in range(32, 127))
 
 # ---------------------------------------------------------------------------------------------------------------- videos
 

@@ -10,7 +10,7 @@ from support import ready, with_stream
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.cache import FrameCache
 from xmafast.errors import UsageError
-from xmafast.evaluation import rank_cache
+from xmafast.evaluation import assess
 from xmafast.headers import POOLING, SeqTransf
 from xmafast.losses import total_loss
 from xmafast.methods import METHODS
@@ -115,8 +115,7 @@ def test_stored_embeddings_of_two_headers_are_told_apart(demo_backbone, small_ca
     with torch.no_grad():
         for parameter in temporal.temporal.parameters():
             parameter.normal_()
-    first = rank_cache(plain, cache, store=store)
-    second = rank_cache(temporal, cache, store=store)
+    first, second = (assess(model, cache, keep=0, store=store).ranks for model in (plain, temporal))
     assert len(list(store.iterdir())) == len(list((tmp_path / "embeddings").iterdir())) == 1  # what the header makes is not kept
-    assert (rank_cache(temporal, cache, store=store).t2v == second.t2v).all()
+    assert (assess(temporal, cache, keep=0, store=store).ranks.t2v == second.t2v).all()
     assert (first.t2v != second.t2v).any()

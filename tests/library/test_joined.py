@@ -30,7 +30,6 @@ def test_rows_are_those_of_each_cache_in_turn(caches):
     assert joined.ids == caches[0].ids + caches[1].ids
     assert joined.rows.tolist() == [0, 1, 2, 3, 4]
     assert joined.part_of(joined.rows).tolist() == [0, 0, 0, 1, 1]
-    assert joined.rows_of(1, np.array([1, 4, 3])).tolist() == [1, 0]
     assert joined.source_of(4) == caches[1].source_of(1)
     assert np.array_equal(joined.frames_of(3), caches[1].frames_of(0))
 

@@ -43,6 +43,8 @@ Arrays = dict[str, "tuple[tuple[int, ...], Any]"]  # name -> (shape, dtype)
 
 
 class Status(enum.IntEnum):
+    """What became of a row: not tried yet, decoded, not decodable, or no such file."""
+
     TODO = 0
     DONE = 1
     FAILED = 2
@@ -130,7 +132,7 @@ class Rows:
 
     def source_of(self, row: int) -> Path:
         """The video file that a row was decoded from, where it was then."""
-        return Path(self.attributes["root"]) / self.source[row].decode("utf-8")
+        return Path(str(self.attributes["root"]), self.source[row].decode("utf-8"))
 
     @property
     def label(self) -> str:

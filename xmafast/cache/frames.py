@@ -130,12 +130,14 @@ class FrameCache(CacheFile, FrameReader):
 
     @property
     def frames(self) -> np.ndarray:
+        """(N, F, H, W, 3) uint8 as they lie in the file. Raises CacheError for a cache of jpeg images."""
         if self.codec != "raw":
             raise CacheError(f"{self.path} holds {self.codec} images, of which there is no array; use FrameCache.read or frames_of.")
         return self.data
 
     @property
     def codec(self) -> str:
+        """``raw`` or ``jpeg``: how each frame is stored."""
         return str(self.attributes["codec"])
 
     @property
@@ -151,6 +153,7 @@ class FrameCache(CacheFile, FrameReader):
 
     @property
     def capacity(self) -> int:
+        """Bytes that the data of a row may take, under its codec."""
         return row_capacity(self.shape[1], self.shape[2], self.codec)
 
     def place(self, row: int) -> int:

@@ -48,10 +48,6 @@ class JoinedFrames(FrameReader):
         """Which of the caches rows are of."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def rows_of(self, part: int, rows: np.ndarray) -> np.ndarray:
-        """Those of these rows that are one cache's, as its own row numbers."""
-        return rows[self.part_of(rows) == part] - self.starts[part]
-
     def source_of(self, row: int) -> Path:
         part = int(self.part_of(row))
         return self.parts[part].source_of(row - int(self.starts[part]))

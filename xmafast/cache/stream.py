@@ -58,6 +58,7 @@ class StreamFile:
 
     @property
     def width(self) -> int:
+        """The numbers of each feature."""
         return int(self.features.shape[2])
 
     @cached_property

@@ -32,12 +32,14 @@ DATASETS: dict[str, Any] = {
 
 
 def loader(dataset: str) -> Any:
+    """The module of a data set. Raises UsageError for an unknown name."""
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     return DATASETS[dataset]
 
 
 def default_root(dataset: str, workspace: Path) -> Path:
+    """Where the data set's files are looked for when no folder is named."""
     return demo.ROOT if dataset == "demo" else workspace / "datasets" / dataset.partition("-")[0]  # variants share a folder
 
 

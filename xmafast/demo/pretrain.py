@@ -77,7 +77,7 @@ def test_emoji() -> set[str]:
         return {row["id"].replace("-fe0f", "") for row in map(json.loads, lines) if row["split"] == "test"}
 
 
-def read_stills(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[dict], torch.Tensor]:
+def read_stills(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[dict[str, Any]], torch.Tensor]:
     """Emoji with both designs: their texts, and images (E, 2, 4, 64, 64) uint8 RGBA. leave_out: code points without fe0f, lower case."""
     rows = json.loads((folder / "texts/package/en/data.json").read_text(encoding="utf-8"))
     files = [{p.stem.replace("-fe0f", ""): p for p in (folder / d / f"package/img/{d}/64").glob("*.png")} for d in ("google", "twitter")]
@@ -92,7 +92,7 @@ def read_stills(folder: Path, leave_out: Collection[str] = ()) -> tuple[list[dic
     return emoji, torch.from_numpy(np.stack(images)).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def cut_bpe(emoji: list[dict], path: Path) -> None:
+def cut_bpe(emoji: list[dict[str, Any]], path: Path) -> None:
     """Keep the merges of open_clip's BPE that words of two emoji or more use; any other word still encodes, in smaller pieces."""
     counts = Counter(w for e in emoji for w in {w for text in [e["label"], *e["tags"]] for w in text.lower().split()})
     tokenizer = SimpleTokenizer()
@@ -153,12 +153,12 @@ def normalise(x: torch.Tensor) -> torch.Tensor:
     return (x - torch.tensor(PREPROCESS["mean"]).view(1, 3, 1, 1)) / torch.tensor(PREPROCESS["std"]).view(1, 3, 1, 1)
 
 
-def caption(row: dict) -> str:
+def caption(row: dict[str, Any]) -> str:
     """The label, the label with some tags, or some tags alone."""
     tags = random.sample(row["tags"], min(len(row["tags"]), random.randint(1, 6)))
     kind = random.random()
     if kind < 0.45 or not tags:
-        return row["label"]
+        return str(row["label"])
     return ", ".join(tags if kind > 0.8 else [row["label"], *tags])
 
 
@@ -182,7 +182,7 @@ def held_out(count: int, vocab_size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_recall(model: open_clip.CLIP, images: torch.Tensor, tokens: torch.Tensor) -> dict:
+def held_out_recall(model: open_clip.CLIP, images: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
     model.eval()
     sim = model.encode_text(tokens, normalize=True) @ model.encode_image(normalise(on_white(images)), normalize=True).T
     model.train()

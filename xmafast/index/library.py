@@ -471,7 +471,8 @@ class _Embeddings(Stored):
 
     def lengths_of(self, items: Tensor) -> Tensor:
         """(m, F) norms of frames, not zero."""
-        return torch.linalg.vector_norm(self.gathered(items), dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        lengths: Tensor = torch.linalg.vector_norm(self.gathered(items), dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        return lengths
 
 
 def _seconds(nanoseconds: int) -> float:

@@ -77,4 +77,4 @@ def build_method(name: str, shape: Shape, *, plugs: Sequence[Plug] = (), known: 
     return Combined(parts) if len(parts) > 1 else parts[0]
 
 
-__all__ = ["METHODS", "CrossModalAdapter", "MVAdapter", "Method", "Plug", "build_method", "pair_blocks"]
+__all__ = ["CrossModalAdapter", "METHODS", "MVAdapter", "Method", "Plug", "build_method", "pair_blocks"]

@@ -55,7 +55,8 @@ class Bottleneck(nn.Module):
         return adapter(h, *weights, activation="relu", scale=self.scale, residual=residual, impl=impl)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.up(F.relu(self.down(x if self.norm is None else self.norm(x))))
+        update: Tensor = self.scale * self.up(F.relu(self.down(x if self.norm is None else self.norm(x))))
+        return update
 
 
 class BothEncoders(Method):
@@ -155,7 +156,8 @@ class ConvSite(nn.Module):
         if self.prefix:
             alone = self.conv(d[:, : self.prefix].reshape(-1, r, 1, 1)).view(b, self.prefix, r)
             c = torch.cat([alone, c], dim=1)
-        return self.up(quick_gelu(c))
+        update: Tensor = self.up(quick_gelu(c))
+        return update
 
 
 class Convpass(BothEncoders):
@@ -220,7 +222,8 @@ class TemporalSite(nn.Module):
         none = torch.zeros_like(d[:, :1])
         before, after = torch.cat([none, d[:, :-1]], 1), torch.cat([d[:, 1:], none], 1)
         c = before * self.weight[:, 0] + d * self.weight[:, 1] + after * self.weight[:, 2] + self.bias
-        return self.up(c).view(x.shape)
+        update: Tensor = self.up(c).view(x.shape)
+        return update
 
 
 class STAdapter(BothEncoders):

@@ -40,7 +40,8 @@ class Combined(Method):
 
     def options(self) -> dict[str, Any]:
         base: Any = next(iter(self.parts.values()))
-        return base.options()
+        options: dict[str, Any] = base.options()
+        return options
 
     def vision_places(self, block: int, context: Context) -> Places:
         return compose(part.vision_places(block, context) for part in self._parts)

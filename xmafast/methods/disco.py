@@ -47,7 +47,8 @@ class Fusion(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.up(quick_gelu(self.down(y)))
+        update: Tensor = self.up(quick_gelu(self.down(y)))
+        return update
 
 
 class Disco(Method):

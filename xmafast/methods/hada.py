@@ -82,7 +82,9 @@ class HADA(FeatureMethod):
         return {name: getattr(self, name) for name in ("second", "second_pretrained", "width", "heads")}
 
     def on_frames(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        return self.vision(frames)
+        fused: Tensor = self.vision(frames)
+        return fused
 
     def on_text(self, text: Tensor) -> Tensor:
-        return self.text(text)
+        fused: Tensor = self.text(text)
+        return fused

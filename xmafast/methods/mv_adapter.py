@@ -86,7 +86,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         x = x + self.attention(self.norm1(x), mask, causal)
-        return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
+        out: Tensor = x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
+        return out
 
 
 class Calibration(nn.Module):
@@ -102,7 +103,8 @@ class Calibration(nn.Module):
     def forward(self, cc: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
         """cc (B, d), frames (B, F, d), mask (B, F) -> (B, F, d)."""
         u = torch.cat([frames, self.context(cc)[:, None].expand_as(frames)], dim=-1) * mask[..., None].to(frames.dtype)
-        return 1 + self.out(F.relu(self.hidden(u)))
+        factor: Tensor = 1 + self.out(F.relu(self.hidden(u)))
+        return factor
 
 
 class Branch(nn.Module):
@@ -131,7 +133,8 @@ class Branch(nn.Module):
         if self.tie is None or factor is None or not self.tying.startswith(end):
             return weight
         beta = self.tie(factor)
-        return weight * (beta if self.tying.endswith("in") else beta[:, None])
+        tied: Tensor = weight * (beta if self.tying.endswith("in") else beta[:, None])
+        return tied
 
     def down(self, x: Tensor, factor: Tensor | None) -> Tensor:
         x = x if self.norm is None else self.norm(x)
@@ -296,6 +299,7 @@ class MVAdapter(Method):
         def after_mlp(y: Tensor) -> Tensor:
             if y.shape[1] > self.words:
                 raise UsageError(f"This mv-adapter is built for up to {self.words} words and is given {y.shape[1]}; build it with more.")
-            return y + self.scale * branch(y, factor).to(y.dtype)
+            out: Tensor = y + self.scale * branch(y, factor).to(y.dtype)
+            return out
 
         return Places(after_mlp=after_mlp)

@@ -87,7 +87,8 @@ class UniAdapter(Method):
 
         def parallel_mlp(x: Tensor, h: Tensor) -> Tensor:
             n = own.norm(x)
-            return self.scale * own.up(F.relu(F.linear(n, down.weight[:, : n.shape[-1]], down.bias)))
+            update: Tensor = self.scale * own.up(F.relu(F.linear(n, down.weight[:, : n.shape[-1]], down.bias)))
+            return update
 
         return Places(parallel_mlp=parallel_mlp, tokenwise=True)
 

@@ -45,7 +45,8 @@ class CrossAttention(nn.Module):
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, MASKED)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None])
         found = found * mask.any(1)[:, None, None, None]
-        return self.up(found.transpose(1, 2).flatten(2)).view(*y.shape[:2], -1)
+        update: Tensor = self.up(found.transpose(1, 2).flatten(2)).view(*y.shape[:2], -1)
+        return update
 
 
 class Stream(Method):

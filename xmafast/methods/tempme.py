@@ -163,7 +163,8 @@ class TempMe(Method):
         n, (_, t, d) = layout.clips, x.shape
         g = FACTORS[stage] if stage < len(FACTORS) else n
         if n == 1:
-            return x + self.positions[stage][0].to(x.dtype)
+            placed: Tensor = x + self.positions[stage][0].to(x.dtype)
+            return placed
         size = layout.size.view(-1, n, t)
         if stage == 0 and context.mask is not None:
             size = size * context.mask[..., None]

@@ -17,6 +17,8 @@ from xmafast.retriever import Retriever
 
 METHODS = ("cross-modal", "mv-adapter")
 
+__all__ = ["METHODS", "import_official"]
+
 
 def import_official(
     method: str,

@@ -17,10 +17,11 @@ run.py         ``train``: all of it
 from xmafast.training.folder import is_interrupted
 from xmafast.training.loop import Diverged, Step, Trainer, batch_loss, fit
 from xmafast.training.recipe import Recipe, make_optimizer, schedule
-from xmafast.training.run import Metrics, Trained, train
+from xmafast.training.run import Trained, train
 from xmafast.training.settings import UNSET
 from xmafast.training.split import Split, training_split
 from xmafast.training.stopping import Interrupted
+from xmafast.training.validation import Metrics
 
 __all__ = [
     "Diverged",

@@ -144,6 +144,7 @@ def summed(parameters: Sequence[torch.nn.Parameter], numbers: Tensor, processes:
     here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=device)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = processes.sum(torch.cat([numbers.float(), here, *(part.flatten().float() for part in parts)]))
+    found: Tensor
     found, has, *sums = flat.split([len(numbers), len(parameters), *(p.numel() for p in parameters)])
     for parameter, there, gradient in zip(parameters, has.tolist(), sums, strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if there else None

@@ -99,7 +99,7 @@ class Trainer:
         for tensor in retriever.kept.values() if not processes.alone else ():
             processes.share(tensor.data)  # the same already, unless their machines draw or compute otherwise
         if not processes.first:  # noise of its own; what is initialised was drawn alike
-            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, processes.rank]).generate_state(1, np.uint64)[0] >> 1))
+            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, processes.rank]).generate_state(1, np.uint64)[0]) >> 1)
 
     @property
     def epoch(self) -> int:
@@ -183,9 +183,10 @@ class Trainer:
         if self.processes.alone:
             return share
         numbers = torch.cat([share[None], share.new_tensor(self.asks())])
-        loss, *told = summed(list(self.retriever.trained.values()), numbers, self.processes)
+        total: Tensor
+        total, *told = summed(list(self.retriever.trained.values()), numbers, self.processes)
         self.told = [float(number) for number in told]
-        return loss
+        return total
 
     def tensors(self) -> dict[str, Tensor]:
         """All that steps change, by name: what is trained or kept, the optimiser's state, torch's random states.

@@ -427,7 +427,7 @@ class _Run:
     def _out_of_patience(self) -> bool:
         if not self.recipe.patience or not self.history:
             return False
-        return self.history[-1]["epoch"] - self._best()["epoch"] >= self.recipe.patience
+        return bool(self.history[-1]["epoch"] - self._best()["epoch"] >= self.recipe.patience)
 
     def _best(self) -> dict[str, Any]:
         """The epoch that is kept: of equal ones the first."""
