@@ -28,6 +28,16 @@ LR = {
     "projection": 3e-3,
     "bias": 2.7e-2,
     "seqTransf": 9e-4,
+    "lora": 9e-3,
+    "clip-lora": 9e-3,
+    "routed": 9e-3,
+    "uniadapter": 2.7e-2,
+    "mrs": 2.7e-2,
+    "multi-head": 0.243,
+    "vop": 3e-2,
+    "dgl": 3e-2,
+    "coupled": 2.7e-2,
+    "clip-adapter": 2.7e-2,
 }
 FILES: Files = {"train": (("captions.jsonl",),), "test": (("captions.jsonl",),)}
 PROTOCOL = Protocol(
