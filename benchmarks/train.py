@@ -12,7 +12,8 @@ prefix: adapters in all blocks, in the last two, and in the last two from cached
 adapter: the file of MSR-VTT's setting, and the time to put another adapter on a backbone in memory.
 loop: a training from a real cache of embedded clips, its waiting included, and MSR-VTT's 7,030 steps of 128 projected from it (a GPU's).
 
-Writes benchmarks/results/train-DEVICE.json, sections that were not measured left as they are; fails where a promise is missed.
+Writes benchmarks/results/train-DEVICE.json as it goes; sections and backbones that are not measured are left as they are, so that a long
+run can be had in parts (--sections, --backbones). Fails where a promise is missed.
 """
 
 from __future__ import annotations
@@ -56,14 +57,16 @@ def main() -> None:
     result |= {"dtype": str(dtype).removeprefix("torch."), "roofs": measure.roofs(args.device, dtype, args.quick)}
     result["memory"] = MEMORY[args.device]
     old = json.loads(args.out.read_text()) if args.out.is_file() and not args.quick else {}
-    for section in SECTIONS:
-        if section in args.sections:
-            result[section] = list(globals()[f"measure_{section}"](args, result["roofs"]))
-        elif section in old:
-            result[section] = old[section]
-    result["promises"] = promises(result, args.quick)
+    result |= {section: old[section] for section in SECTIONS if section in old}
+    for section in args.sections:
+        rows = []
+        for row in globals()[f"measure_{section}"](args, result["roofs"]):
+            rows.append(row)
+            measured = {row["backbone"] for row in rows}
+            result[section] = [*(row for row in old.get(section, ()) if row["backbone"] not in measured), *rows]
+            result["promises"] = promises(result, args.quick)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")  # a run that is cut short keeps what it has
     show(result)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     if missed := [p for p in result["promises"] if p["state"] == "missed"]:
         sys.exit("missed: " + "; ".join(f"{p['promise']} ({p['figure']})" for p in missed))
 

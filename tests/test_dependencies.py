@@ -17,7 +17,8 @@ def requirements(lines):
     for line in lines:
         name, extra, lowest = REQUIREMENT.match(line).groups()
         if name == "xmafast":
-            found |= requirements(PROJECT["optional-dependencies"][extra])
+            for each in extra.split(","):
+                found |= requirements(PROJECT["optional-dependencies"][each])
         else:
             found[name] = lowest
     return found
