@@ -39,7 +39,7 @@ def rank_shared(
     Each process embeds whole batches of the same videos and texts as one would, so that no embedding is rounded otherwise. Average
     precision and nDCG are not computed.
     """
-    counts = _in_batches(len(rows), VIDEOS_AT_ONCE, processes)
+    counts = in_batches(len(rows), VIDEOS_AT_ONCE, processes)
     own = rows[sum(counts[: processes.rank]) :][: counts[processes.rank]]
     if frozen is None:
         frames, mask = embed_frames(retriever, cache if tokens is None else tokens, own)
@@ -51,7 +51,7 @@ def rank_shared(
     if frozen is not None:
         text = adapt_texts(retriever, frozen.text(queries)).to(frames.device)
     else:
-        shares = _in_batches(len(queries), TEXTS_AT_ONCE, processes)
+        shares = in_batches(len(queries), TEXTS_AT_ONCE, processes)
         part = queries[sum(shares[: processes.rank]) :][: shares[processes.rank]]
         text = processes.gather(embed_texts(retriever, part, TEXTS_AT_ONCE).to(frames.device), shares)
     return rank_shards(retriever, text, frames, mask, video_of, processes, counts)
@@ -83,7 +83,7 @@ def rank_shards(
     return ranks_of((t2v[0], t2v[1]), (greater, ties), place)
 
 
-def _in_batches(total: int, size: int, processes: Processes) -> list[int]:
+def in_batches(total: int, size: int, processes: Processes) -> list[int]:
     """How many of ``total`` items each process has, where all but the last batch of ``size`` are whole."""
     ends = [min(end * size, total) for end in accumulate(processes.counts(-(-total // size)))]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

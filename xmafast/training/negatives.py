@@ -19,6 +19,7 @@ from xmafast.embeddings import VIDEOS_AT_ONCE, Progress, adapt_frames, adapt_tex
 from xmafast.frozen import FrozenEmbeddings
 from xmafast.kernels import topk_over_frames
 from xmafast.retriever import Retriever
+from xmafast.shared_ranks import in_batches
 from xmafast.training.split import datasets_of
 
 SPARE = 8  # more are asked for than are kept, as some show what the caption says too
@@ -68,10 +69,8 @@ def _nearest(
     progress: Progress | None,
 ) -> np.ndarray:
     """For each row's first caption the places in ``rows`` of the k nearest videos, itself among them: (M, k)."""
-    shares = processes.counts(-(-len(rows) // VIDEOS_AT_ONCE))  # of whole batches, that no embedding is rounded otherwise
-    ends = np.minimum(np.cumsum(shares) * VIDEOS_AT_ONCE, len(rows))
-    counts = np.diff(ends, prepend=0).tolist()
-    own = rows[ends[processes.rank] - counts[processes.rank] : ends[processes.rank]]
+    counts = in_batches(len(rows), VIDEOS_AT_ONCE, processes)  # so that no embedding is rounded otherwise than by one process
+    own = rows[sum(counts[: processes.rank]) :][: counts[processes.rank]]
     captions = [cache.captions[row][0] for row in own]
     if frozen is not None and len(own):
         frames, mask = frozen.read(own)
