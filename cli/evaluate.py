@@ -111,7 +111,7 @@ def matrix_metrics(path: Path, topk: list[int], samples: int, rerank: list[str],
     try:
         matrix = np.asarray(np.load(path, allow_pickle=False))
     except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}.") from error
+        raise DataError(f"There is no file {path}; name a square matrix of scores, texts by videos, that numpy.save wrote.") from error
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} is not a .npy array of numbers: {str(error).splitlines()[0]}") from error
     if not np.issubdtype(matrix.dtype, np.number) or np.iscomplexobj(matrix):

@@ -189,7 +189,7 @@ def read_frames(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise DataError(f"There is no file {path}; name an image or a clip that is there.")
     with tempfile.TemporaryDirectory(prefix="xmafast-") as folder:
         split = Split("query", "query", path.parent, [Video("query", path)])
         cache = Path(folder) / "query.h5"
