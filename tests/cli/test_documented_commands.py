@@ -1,35 +1,12 @@
 """Every command that README and docs name is one that there is, with options that it has and values that they take."""
 
-import re
-import shlex
-from pathlib import Path
-
 import pytest
 import typer
+from documented import PAGES, ROOT, commands, forms
 
 from xmafast.cli.app import app
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
-NUMBERS = {"N": "2", "K": "2", "M": "2", "L-K": "4", "SLURM_ARRAY_TASK_ID": "3"}  # what stands for a number
 GROUP = typer.main.get_command(app)
-
-
-def commands(text):
-    """Of a page: lines of a block, and what stands in backticks in a sentence."""
-    for line in text.splitlines():
-        if found := re.match(r"(?: {4,}|\$ )\$? ?(xmafast .*)", line):
-            yield found[1].strip()
-        else:
-            yield from re.findall(r"`(xmafast [^`]+)`", line)
-
-
-def forms(command):
-    """Its words, without a comment or a pipe; where parts of it are optional, without and with them."""
-    command = re.sub(r"\$\{?(\w+)\}?", lambda found: NUMBERS.get(found[1], found[1]), re.split(r"\s#|\s\|\s", command)[0])
-    command = command.replace("…", " ").replace("...", " ")
-    for text in dict.fromkeys((re.sub(r"\[[^]]*\]", "", command), command.replace("[", " ").replace("]", " "))):
-        yield [NUMBERS.get(word, word.split("|")[0]) for word in shlex.split(text)[1:]]
 
 
 def complaint(words):
