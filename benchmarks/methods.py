@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from methods_rows import ROWS, Row
+from methods_rows import ROWS, Row, run_folder
 from methods_table import show
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def main() -> None:
         if "tune" in steps:
             list(pool.map(lambda row: tune(row, args, records), rows))
         if "train" in steps:
-            list(pool.map(lambda job: train(*job, args, records), [(row, seed) for seed in args.seeds for row in rows]))
+            list(pool.map(lambda job: train(*job, steps, args, records), [(row, seed) for seed in args.seeds for row in rows]))
     if "forget" in steps:
         forget(rows, args, records)
     if "cost" in steps:
@@ -106,9 +106,11 @@ def tune(row: Row, args: argparse.Namespace, records: Records) -> None:
     records[f"lr/{row.name}"] = float(f"{start * FACTOR**best:.3g}")
 
 
-def train(row: Row, seed: int, args: argparse.Namespace, records: Records) -> None:
+def train(row: Row, seed: int, steps: list[str], args: argparse.Namespace, records: Records) -> None:
+    """A training that is recorded is made again where what it forgot is still to be measured and its adapter is gone."""
     key = f"train/{row.name}/{seed}"
-    if key in records.rows:
+    kept = (run_folder(args.workspace, row.name, seed) / "metrics.json").is_file()
+    if key in records.rows and (kept or "forget" not in steps or f"forget/{row.name}/{seed}" in records.rows):
         return
     if row.lr is not None and f"lr/{row.name}" not in records.rows:
         sys.exit(f"{row.name} has no learning rate yet: run the step tune first")

@@ -6,6 +6,7 @@ Two are not there: ``hada`` needs a second pretrained backbone, and ``stream`` f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -63,3 +64,8 @@ ROWS = (
     Row("lora + tempme + disco", "lora", 9e-3, plugs=("tempme", "disco")),
 )
 BY_NAME = {row.name: row for row in ROWS}
+
+
+def run_folder(workspace: Path, row: str, seed: int) -> Path:
+    """Where a training keeps its adapter."""
+    return workspace / "runs" / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"

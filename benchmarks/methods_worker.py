@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from machine import machine
 from measure import interleaved, resident_peak
-from methods_rows import BY_NAME, Row
+from methods_rows import BY_NAME, Row, run_folder
 
 from xmafast import Retriever, build_cache, load, load_backbone
 from xmafast.cache import open_splits
@@ -40,10 +40,6 @@ def new(row: Row) -> Retriever:
 
 def r_sum(metrics: dict) -> float:
     return sum(value for side in metrics.values() for key, value in side.items() if key.startswith("R@"))
-
-
-def run_folder(job: dict, name: str, seed: int) -> Path:
-    return Path(job["workspace"]) / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
 def cache(job: dict) -> dict:
@@ -75,7 +71,7 @@ def tune(job: dict) -> dict:
 def train_one(job: dict) -> dict:
     """A whole `xmafast.train`, and the test clips' metrics."""
     row, folder = BY_NAME[job["row"]], Path(job["workspace"]) / "caches" / "demo"
-    out = run_folder(job, row.name, job["seed"])
+    out = run_folder(Path(job["workspace"]), row.name, job["seed"])
     shutil.rmtree(out, ignore_errors=True)  # of a run that was cut short before its metrics were recorded
     given = {"method": row.method, "plugs": row.plugs, "header": row.header}
     given |= {"patch_drop": row.patch_drop, "hard_negatives": row.hard_negatives}
@@ -98,7 +94,7 @@ def forget(job: dict) -> dict:
     found = {}
     for run in job["runs"]:
         name, _, seed = run.rpartition("/")
-        after = still_recall(load(run_folder(job, name, int(seed)), backbone), images, labels)
+        after = still_recall(load(run_folder(Path(job["workspace"]), name, int(seed)), backbone), images, labels)
         found[run] = {"before": before, "after": after}
     return found
 
