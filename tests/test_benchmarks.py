@@ -10,6 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def test_the_rooflines_of_the_page_are_those_of_the_results():
+    command = [sys.executable, ROOT / "benchmarks" / "roofline.py"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert made.count("\n") > 15
+    assert f"<!-- roofline -->\n{made}\n<!-- /roofline -->" in page, "python benchmarks/roofline.py --write"
+
+
 @pytest.mark.slow
 def test_every_row_of_the_kernels_benchmark_runs_and_agrees(tmp_path):
     out = tmp_path / "quick.json"
