@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmafast.kernels.bottleneck import op, reference
+from xmafast.kernels.bottleneck import cpu, op, reference
 from xmafast.kernels.dispatch import launch, use_triton
 
 
@@ -163,10 +163,9 @@ def adapter_norm(
     reference.check(x, up_weight, shared_weight, activation)
     reference.check_shapes(x, stream=stream, residual=residual)
     if not use_triton(impl, x, stream, down_weight, up_weight):
-        return reference.adapter_norm(
-            x, stream, norm_weight, norm_bias, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias,
-            eps=eps, activation=activation, scale=scale, residual=residual,
-        )  # fmt: skip
+        given = (x, stream, norm_weight, norm_bias, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias)
+        eager = cpu.adapter_norm if cpu.takes(impl, residual, *given) else reference.adapter_norm
+        return eager(*given, eps=eps, activation=activation, scale=scale, residual=residual)
     stream_out, normed, *_ = _forward(
         op._rows(x), None if residual is None else op._rows(residual), op._rows(stream), norm_weight.contiguous(), norm_bias.contiguous(),
         *op._weights(x, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias),

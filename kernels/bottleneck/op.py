@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xmafast.kernels.bottleneck import reference
+from xmafast.kernels.bottleneck import cpu, reference
 from xmafast.kernels.dispatch import launch, use_triton
 
 
@@ -115,9 +115,9 @@ def adapter(
     reference.check(x, up_weight, shared_weight, activation)
     reference.check_shapes(x, residual=residual)
     if not use_triton(impl, x, down_weight, up_weight):
-        return reference.adapter(
-            x, down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias, activation=activation, scale=scale, residual=residual
-        )
+        weights = (down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias)
+        eager = cpu.adapter if cpu.takes(impl, x, residual, *weights) else reference.adapter
+        return eager(x, *weights, activation=activation, scale=scale, residual=residual)
 
     y, _h = _forward(
         _rows(x), None if residual is None else _rows(residual.to(x.dtype)),

@@ -144,7 +144,8 @@ def test_a_process_without_pairs_takes_its_part(crews, cache, demo_backbone):
     pairs = [(0, 0), (1, 0)]
     wanted = together.step(ALONE, cache, "cross-modal", "text-conditioned", 2, on=demo_backbone, pairs=pairs)
     for step in crews[3].all(together.step, cache, "cross-modal", "text-conditioned", 2, pairs=pairs):
-        assert_the_same_step(step, wanted)
+        # two pairs tell each other apart, so that all of the gradient is one small exp of a difference of logits, and as uncertain as that
+        assert_the_same_step(step, wanted, within=1e-5)
 
 
 def test_a_methods_own_terms_are_those_of_each_process_by_its_part(crews, cache, demo_backbone):
