@@ -44,7 +44,7 @@ class Case:
 
 
 def ours(setup: Setup, call: Callable[[str], Callable[[], Any]], tolerance: float, loose: float, *, op: bool = False) -> dict[str, Form]:
-    """``call(impl)`` in the implementations that the device has. On the CPU auto is eager; op: the registered op is another form."""
+    """``call(impl)`` in the implementations that the device has. On the CPU auto is ours; op: the registered op is another form."""
     if setup.device == "cpu":
         return {OURS: Form(call("auto"), tolerance)} | ({OP: Form(call("triton"), tolerance)} if op else {})
     # what auto chooses may be eager

@@ -52,7 +52,8 @@ SIZES: dict[str, dict[str, list[dict]]] = {
         "info-nce": [{"n": n, "d": 512} for n in (1024, 8192, 65_536)],
     },
     "cpu": {
-        **each(ADAPTER_OPS, [{"rows": 2400, "width": 512, "r": 8, "shared": 16}]),
+        # tokens of 64 captions, and of two videos of 12 frames, ViT-B/16
+        **each(ADAPTER_OPS, [{"rows": n, "width": width, "r": 8, "shared": 16} for n, width in ((2400, 512), (4728, 768))]),
         "patches": [{"frames": 96, "side": 224, "patch": 32}],
         "similarity": CLIPS[:1],
         **each(RANK_OPS, [RANKS[0], {"n": 5000, "m": 5000, "d": 512}]),

@@ -67,6 +67,7 @@ def adapter(setup: Setup, *, rows: int, width: int, r: int, shared: int = 0, nor
 
     plain = _adapter_function(setup, width, norm, None)
     forms = ours(setup, lambda impl: run_of(_adapter_function(setup, width, norm, impl)), tolerance, loose, op=True)
+    forms |= {"eager": Form(run_of(_adapter_function(setup, width, norm, "eager")), loose)}  # on a CPU auto has a form of its own
     forms |= compiled(setup, run_of, plain, loose)
     # forward: x (and the stream) read, y (and the normed) written, the r-wide pre-activation kept for the backward.
     # backward: dy (and the other gradient and the stream) and x read, dx (and the stream's gradient) written, h read.
