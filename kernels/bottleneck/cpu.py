@@ -42,7 +42,7 @@ def adapter(
     """``xmafast.kernels.adapter``, and the sum of that and a residual stream."""
     rows = [None if part is None else part.reshape(-1, x.shape[-1]) for part in (x, residual, stream)]
     weights = (down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias)
-    out: Tensor = _Adapter.apply(*rows, *weights, activation, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _Adapter.apply(*rows, *weights, activation, scale)
     return out.view(x.shape)
 
 
@@ -74,7 +74,7 @@ class _Adapter(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, h, z, up, down = ctx.saved_tensors
         x_needed, residual_needed, stream_needed, *weights_needed = ctx.needs_input_grad[:9]
