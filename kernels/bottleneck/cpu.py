@@ -27,30 +27,24 @@ def takes(impl: str, *tensors: Tensor | None) -> bool:
 
 def adapter(
     x: Tensor,  # (..., D)
-    down_weight: Tensor,  # (r, D)
-    down_bias: Tensor | None,  # (r,)
-    up_weight: Tensor,  # (D - s, r)
-    up_bias: Tensor | None,  # (D - s,)
-    shared_weight: Tensor | None = None,  # (s, r)
-    shared_bias: Tensor | None = None,  # (s,)
-    *,
+    *weights: Tensor | None,  # down, own and shared up-projection, each with its bias, as the reference takes them
     activation: str = "quick_gelu",
     scale: float = 1.0,
     residual: Tensor | None = None,  # (..., D); None adds x itself
     stream: Tensor | None = None,  # (..., D), added too
 ) -> Tensor:  # (..., D)
     """``xmafast.kernels.adapter``, and the sum of that and a residual stream."""
+    weights += (None,) * (6 - len(weights))
     rows = [None if part is None else part.reshape(-1, x.shape[-1]) for part in (x, residual, stream)]
-    weights = (down_weight, down_bias, up_weight, up_bias, shared_weight, shared_bias)
     out: Tensor = _Adapter.apply(*rows, *weights, activation, scale)
     return out.view(x.shape)
 
 
 def adapter_norm(
     x: Tensor, stream: Tensor, norm_weight: Tensor, norm_bias: Tensor, *weights: Tensor | None, eps: float, **options: Any
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """``xmafast.kernels.adapter_norm``: the sum, and its LayerNorm."""
-    stream_out = adapter(x, *weights, stream=stream, **options)  # type: ignore[arg-type]
+    stream_out = adapter(x, *weights, stream=stream, **options)
     return stream_out, F.layer_norm(stream_out, stream_out.shape[-1:], norm_weight, norm_bias, eps)
 
 
