@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from xmafast.frozen_mlp import frozen_mlp
+from xmafast.frozen_mlp import takes as frozen_mlp_takes
+
 Map = Callable[[Tensor], Tensor]
 Reads = int | Tensor  # which token of a sequence is read at the end: the same of all, or (B,)
 
@@ -120,7 +123,7 @@ def clip_block(
         y = block.attention(h, attn_mask=mask)
     x, h = _first_residual(x, h, block.ls_1(y), places, block.ln_2)
 
-    y = block.ls_2(block.mlp(h))
+    y = block.ls_2(_clip_mlp(block, h))
     x, h = _residual(x, h, y, places.parallel_mlp, places.after_mlp, following)
 
     if places.after is not None:
@@ -138,7 +141,7 @@ def read_block(
         mask = mask[reads : reads + 1] if isinstance(reads, int) else mask[reads].unsqueeze(1).unsqueeze(1)
     y = _clip_attention(block, h, mask, places, reads)
     x, h = _first_residual(x, own, block.ls_1(y), places, block.ln_2)
-    x, _ = _residual(x, h, block.ls_2(block.mlp(h)), places.parallel_mlp, places.after_mlp, None)
+    x, _ = _residual(x, h, block.ls_2(_clip_mlp(block, h)), places.parallel_mlp, places.after_mlp, None)
     return x, None
 
 
@@ -334,6 +337,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, places: Places
 def _heads(parts: Sequence[Tensor], width: int) -> list[Tensor]:
     """(B, T, heads * width) each -> (B, heads, T, width)."""
     return [part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts]
+
+
+def _clip_mlp(block: Any, h: Tensor) -> Tensor:
+    """The MLP of open_clip's blocks."""
+    y: Tensor = frozen_mlp(block.mlp, h) if frozen_mlp_takes(block.mlp, h) else block.mlp(h)
+    return y
 
 
 def _clip_attention(block: Any, h: Tensor, mask: Tensor | None, places: Places, reads: Reads | None = None) -> Tensor:
