@@ -19,6 +19,15 @@ def test_the_rooflines_of_the_page_are_those_of_the_results():
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_frozen_mlps_runs_and_agrees(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "frozen_mlp.py", "--rows", "8", "--width", "16", "--out", tmp_path / "out.json"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["activation"] for row in rows] == ["GELU", "QuickGELU"]
+    assert all(row["xmafast"] > 0 and row["autograd"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_every_row_of_the_kernels_benchmark_runs_and_agrees(tmp_path):
     out = tmp_path / "quick.json"
     command = [sys.executable, ROOT / "benchmarks" / "kernels.py", "--device", "cpu", "--quick", "--out", out]
