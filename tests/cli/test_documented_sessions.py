@@ -40,6 +40,7 @@ FEW = {
     "serve": {"--port": "0"},
 }
 INSTEAD = {"ViT-B-32": "demo", "ViT-B-16": "demo", "8192": "8", "1024": "8", "128": "2", "64": "2", "8": "2", "3/1000": "2/3"}
+PLACES = {"RUN": "runs/mine", "CACHE": "caches/demo", "NAME": "lora", "FOLDER": "out", "BRANCH": "main", "TAG": "main"}
 ELSEWHERE = {  # blocks that are run by another test, or that no test can run
     "make ": "the targets of the Makefile, which .ci/run calls",
     "#!/bin/bash": "a Slurm job, which needs a cluster; its command is the torchrun line above it",
@@ -97,9 +98,13 @@ def reader(home, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path / "home" / "work")
     monkeypatch.setattr(sharing, "hub_client", lambda: Hub(tmp_path / "hub"))
-    monkeypatch.setattr(
-        demo, "load", lambda root, name, load=demo.load: replace(load(root, name), videos=load(root, name).videos[:8], epochs=1)
-    )
+    whole = demo.load
+
+    def eight(root, name):
+        split = whole(root, name)
+        return replace(split, videos=split.videos[:8], epochs=1)
+
+    monkeypatch.setattr(demo, "load", eight)
     return tmp_path / "home" / "work"
 
 
@@ -127,9 +132,7 @@ def few(words: list[str]) -> list[str]:
     """The words of a command, offline and in seconds."""
     words = [INSTEAD.get(word, word) for word in words]
     name, *rest = [str(Path("~/clips").expanduser()) if word in ("~/clips", "/videos") else word for word in words]
-    places = {"RUN": "runs/mine", "CACHE": "caches/demo", "NAME": "lora", "FOLDER": "out", "BRANCH": "main", "TAG": "main"}
-    if "--merged" in rest or name == "collapse":
-        places["RUN"] = "runs/lora"
+    places = PLACES | ({"RUN": "runs/lora"} if "--merged" in rest else {})
     rest = [places.get(word, word.replace("runs/RUN", "runs/mine")) for word in rest]
     if "--out" in rest:  # a new one: nothing is overwritten
         at = rest.index("--out") + 1
@@ -236,7 +239,7 @@ def test_the_blocks_of_a_page_run_from_top_to_bottom(page, reader, capfd):
     finally:
         for server in servers:
             server.stop()
-    assert not NUMBERS.keys() & {path.name for path in reader.rglob("*")}, "nothing was called by a placeholder"
+    assert not {*NUMBERS, *PLACES} & {path.name for path in reader.rglob("*")}, "nothing was called by a placeholder"
 
 
 @pytest.mark.slow
