@@ -29,7 +29,7 @@ from xmafast.backbone import Backbone, load_backbone
 from xmafast.cache import FrameCache
 from xmafast.distributed import Processes, joined
 from xmafast.evaluation import rank_cache
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.losses import sharded_info_nce
 from xmafast.methods.stream import Stream
 from xmafast.retriever import Retriever

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xmafast.backbone import Backbone, load_backbone
     from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, merge, open_splits
     from xmafast.cache.stream import StreamFile, write_stream
-    from xmafast.data import FrameDataset
+    from xmafast.cache.torch_dataset import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.index import Index
     from xmafast.methods import METHODS
@@ -28,7 +28,7 @@ _HOME = {
     "Backbone": "backbone",
     "FeatureCache": "cache",
     "FrameCache": "cache",
-    "FrameDataset": "data",
+    "FrameDataset": "cache.torch_dataset",
     "Index": "index",
     "Retriever": "retriever",
     "StreamFile": "cache.stream",

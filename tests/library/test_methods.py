@@ -286,3 +286,8 @@ def test_options_outside_their_range_and_unknown_ones_are_refused():
         build_method("cross-modal", shape, rank=4)
     with pytest.raises(UsageError, match="Did you mean 'cross-modal'"):
         build_method("crossmodal", shape)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_stands_in_the_file_of_its_name(name):
+    assert METHODS[name].__module__ == f"xmafast.methods.{name.replace('-', '_')}"

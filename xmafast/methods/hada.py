@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from xmafast.backbone import Shape, backbone_shape
 from xmafast.errors import UsageError
-from xmafast.methods.features import FeatureMethod
+from xmafast.methods.common.on_features import FeatureMethod
 
 
 class Fusion(nn.Module):

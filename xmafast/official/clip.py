@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xmafast.backbone import Backbone, own_backbone
 from xmafast.errors import RunError, UsageError
-from xmafast.methods.tuned import biases
+from xmafast.methods.common.tuned import biases
 from xmafast.official.tensors import Layout, Published
 
 ENCODERS = {"visual.": "vision width", "": "text width"}  # what a block's name begins with -> the size of its width

@@ -14,7 +14,7 @@ from xmafast.backbone import Backbone, backbone_for, load_backbone
 from xmafast.cache.stream import StreamFile
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods import METHODS, Plug
-from xmafast.methods.last import ALL
+from xmafast.methods.last_blocks import ALL
 from xmafast.methods.memory import Memory
 from xmafast.retriever import CONFIG as ADAPTER_CONFIG
 from xmafast.retriever import OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, best_device
