@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from xmafast import __version__
-from xmafast.backbone import LOCAL_CONFIG, Backbone, load_backbone
+from xmafast.backbone import LOCAL_CONFIG, Backbone
 from xmafast.cache.stream import StreamFile
 from xmafast.errors import BackboneError, RunError, UsageError, unknown
 from xmafast.files import write_atomically
@@ -29,6 +29,7 @@ from xmafast.methods.last_blocks import ALL, above, adapted, check_blocks
 from xmafast.methods.patch_coefficient import patched
 from xmafast.methods.patch_dropping import check_dropping, dropping
 from xmafast.methods.routed import Routed
+from xmafast.pretrained import load_backbone
 
 if TYPE_CHECKING:
     from xmafast.text_prefix import TextPrefix

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from support import demo_split, ready, second_backbone
 
 from xmafast import Retriever, evaluate, load, load_backbone, train
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.cache import FrameCache, build_cache, build_features, feature_folder
 from xmafast.errors import BackboneError, RunError, UsageError
 from xmafast.evaluation import r_sum, rank_cache
 from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.methods import build_method
+from xmafast.pretrained import backbone_shape
 from xmafast.training import batch_loss, training_split
 from xmafast.training.data import draw_frames, pick
 from xmafast.training.memory_fit import ALPHAS, BETAS, fit_memory, remember

@@ -4,11 +4,12 @@ import pytest
 import torch
 from support import ready, with_stream
 
-from xmafast.backbone import Backbone, Shape, meta_backbone
+from xmafast.backbone import Backbone, Shape
 from xmafast.errors import UsageError
 from xmafast.losses import total_loss
 from xmafast.methods import METHODS
 from xmafast.methods.last_blocks import Adapted, adapted
+from xmafast.pretrained import meta_backbone
 from xmafast.retriever import Retriever, load
 from xmafast.text_prefix import TextPrefix, prefix_bytes, text_prefix
 

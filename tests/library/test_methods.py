@@ -7,11 +7,12 @@ import torch
 from support import ready, with_stream
 from torch.profiler import ProfilerActivity, profile
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.evaluation import rank_both
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.methods import METHODS, build_method, pair_blocks
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever, load
 
 CAPTIONS = ["a red heart beats", "rain", "two cats"]
