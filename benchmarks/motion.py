@@ -1,6 +1,6 @@
 """A retrieval task that needs time: still sprites moved by a renderer, and captions that say how.
 
-    python benchmarks/motion.py FOLDER [--train 800] [--val 96] [--test 256] [--frames 4] [--seed 0] [--sheet FILE.png]
+    python benchmarks/motion.py FOLDER [--train 1600] [--val 160] [--test 512] [--frames 4] [--seed 0] [--sheet FILE.png]
 
 Writes FOLDER/train.h5, val.h5 and test.h5, real frame caches of ``xmafast`` that train, eval and verify take. Nothing is downloaded: the
 sprites are the first frames of eight of the demo's training clips, cut from their white ground. Everything is drawn from the seed.
@@ -42,7 +42,7 @@ from xmafast.datasets import demo
 
 SIZE, FRAMES = 96, 4
 SECONDS = 2.0
-COUNTS = {"train": 800, "val": 96, "test": 256}
+COUNTS = {"train": 1600, "val": 160, "test": 512}
 SPRITES = {  # of the demo's training clips, so that none of its test emoji is seen here
     "blue heart": "1f499",
     "rocket": "1f680",

@@ -86,8 +86,8 @@ class Size:
     steps: int = STEPS
     points: tuple[int, ...] = (0, 5, 15, 30, 60)
     watched: int = 64  # clips of each kind on which the curves are measured
-    motion: tuple[int, int, int] = (800, 96, 256)
-    motion_epochs: int = 4
+    motion: tuple[int, int, int] = (1600, 160, 512)
+    motion_epochs: int = 6
     motion_tune_epochs: int = 2
     motion_batch: int = 32
     rates: tuple[float, ...] = (1 / 3, 1.0, 3.0)  # of the demo's, tried on the motion task
@@ -118,7 +118,7 @@ SECONDS: dict[str, float] = {
     "demo": 54,
     "folds": 57,
     "sizes": 56,
-    "motion": 39,
+    "motion": 60,
     "motion-lr": 20,
     "swap": 19,
     "memory": 12,
