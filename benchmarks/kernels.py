@@ -28,10 +28,10 @@ from typing import Any
 
 import measure
 import torch
-from case import AUTO, OURS, Case, Form, Setup
-from cases import BUILD, SIZES, build, ideal_ms
+from kernels_case import AUTO, OURS, Case, Form, Setup
+from kernels_promises import check
+from kernels_sizes import BUILD, SIZES, build, ideal_ms
 from machine import machine
-from promises import check
 from rich.console import Console
 from rich.table import Table
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from xmafast import Retriever, load_backbone
-from xmafast.backbone import meta_backbone
 from xmafast.macs import count_macs
+from xmafast.pretrained import meta_backbone
 
 PROMISED = 0.70
 FORMS = {

@@ -21,7 +21,7 @@ from xmafast.cache import open_splits
 from xmafast.datasets import default_root, demo, load_split
 from xmafast.demo import pretrain
 from xmafast.evaluation import rank_both, rank_cache
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.training import Recipe, fit, make_optimizer, train
 from xmafast.training.loop import batch_loss
 

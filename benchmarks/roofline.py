@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from case import OURS
+from kernels_case import OURS
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "kernels-cpu.json", HERE.parent / "docs" / "kernels.md"

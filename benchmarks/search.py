@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from xmafast.index import Filters, Index
-from xmafast.index.store import Adapter, Item, Writer
+from xmafast.index.catalog import Adapter, Item
+from xmafast.index.writer import Writer
 
 try:
     from sentence_transformers.util import semantic_search

@@ -15,12 +15,13 @@ from typing import Any
 RATES = Path(__file__).parent / "results" / "methods.json"
 SMALL = {"bottleneck": 6, "shared": 16}  # below 1 % of the demo backbone; at the published 8 it is 1.18 %
 STEPS = 60  # of part sizes, whatever the number of clips
+EACH, ALL, ORDER = "one by one", "together, in no order", "in order"
 LAST = "last:2"  # blocks that the motion task's methods adapt, from cached tokens: a third of the time
 
 
 @dataclass(frozen=True)
 class Row:
-    """rate: whose learning rate in methods.json it takes. blind: whether it sees each frame alone, and no order."""
+    """rate: whose learning rate in methods.json it takes. sees: how it sees the frames of a video."""
 
     name: str
     method: str | None
@@ -29,7 +30,7 @@ class Row:
     header: str | None = None
     plugs: tuple[Any, ...] = ()
     at_blocks: str = "all"
-    blind: bool = True
+    sees: str = EACH
 
     @property
     def trained(self) -> bool:
@@ -40,7 +41,7 @@ FROZEN = Row("frozen", None, header="mean")
 FULL = Row("full", "full", "full")
 CROSS_MODAL = Row("cross-modal", "cross-modal", "cross-modal", SMALL)
 ADAPTER = Row("adapter", "adapter", "adapter", {"bottleneck": 6})
-MV_ADAPTER = Row("mv-adapter", "mv-adapter", "mv-adapter", blind=False)
+MV_ADAPTER = Row("mv-adapter", "mv-adapter", "mv-adapter", sees=ORDER)
 ADAPTFORMER = Row("adaptformer", "adaptformer", "adaptformer")
 DISCO = ("disco", {"vision_blocks": 2, "text_blocks": 1})  # a third of the blocks, as published; here that is two, and one of texts
 
@@ -53,12 +54,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("partial, mean", "partial", "partial", header="mean"),
         Row("adaptformer, mean", "adaptformer", "adaptformer", header="mean", at_blocks=LAST),
         Row("cross-modal, text-conditioned", "cross-modal", "cross-modal", at_blocks=LAST),
-        Row("seqTransf on frozen CLIP", None, "seqTransf on frozen CLIP", header="seqTransf", blind=False),
-        Row("cross-modal, seqTransf", "cross-modal", "cross-modal", header="seqTransf", at_blocks=LAST, blind=False),
-        Row("st-adapter", "st-adapter", "st-adapter", at_blocks=LAST, blind=False),
-        Row("mv-adapter", "mv-adapter", "mv-adapter", {"tied": 1}, at_blocks=LAST, blind=False),
-        Row("tempme (with lora)", "lora", "adapter", plugs=("tempme",), at_blocks="last:4", blind=False),  # it needs four
-        Row("disco (with lora)", "lora", "adapter", plugs=(DISCO,), at_blocks=LAST, blind=False),
+        Row("seqTransf on frozen CLIP", None, "seqTransf on frozen CLIP", header="seqTransf", sees=ORDER),
+        Row("cross-modal, seqTransf", "cross-modal", "cross-modal", header="seqTransf", at_blocks=LAST, sees=ORDER),
+        Row("st-adapter", "st-adapter", "st-adapter", at_blocks=LAST, sees=ORDER),
+        Row("mv-adapter", "mv-adapter", "mv-adapter", {"tied": 1}, at_blocks=LAST, sees=ORDER),
+        Row("tempme (with lora)", "lora", "adapter", plugs=("tempme",), at_blocks="last:4", sees=ORDER),  # it needs four
+        Row("disco (with lora)", "lora", "adapter", plugs=(DISCO,), at_blocks=LAST, sees=ALL),
     ),
     "memory": (FULL, CROSS_MODAL, ADAPTER, MV_ADAPTER),
     "stills": (FROZEN, CROSS_MODAL, ADAPTER, ADAPTFORMER),

@@ -29,9 +29,9 @@ from xmafast import Backbone, Retriever, build_cache, load, load_backbone
 from xmafast.cache import FeatureCache, FrameCache, build_features
 from xmafast.datasets import default_root, demo, load_split
 from xmafast.evaluation import Embedded, embed, rank_both, rank_cache
-from xmafast.frozen import FrozenEmbeddings
-from xmafast.prefix import text_prefix
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.ranks import Ranks, r_sum, scores_of
+from xmafast.text_prefix import text_prefix
 from xmafast.training import Recipe, make_optimizer
 from xmafast.training.loop import Trainer, batch_loss
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmafast import Retriever, load_backbone, losses
-from xmafast.backbone import Backbone, meta_backbone
+from xmafast.backbone import Backbone
 from xmafast.losses import total_loss
-from xmafast.prefix import TextPrefix
+from xmafast.pretrained import meta_backbone
+from xmafast.text_prefix import TextPrefix
 from xmafast.training import Recipe, make_optimizer
 
 # MSR-VTT's settings: the Cross-Modal Adapter's, MV-Adapter's with CLIP's biases, LoRA's as TempMe has it, CLIP4Clip's full fine-tuning

@@ -161,7 +161,7 @@ def _cache_frames(
         raise missing(dataset, root, remarks)
     size = options["size"]
     if backbone and not size:
-        from xmafast.backbone import backbone_input  # here, since it brings torch
+        from xmafast.pretrained import backbone_input  # here, since it brings torch
 
         size = backbone_input(backbone)
     options = {

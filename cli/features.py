@@ -25,10 +25,10 @@ def cache_features(
     folder: Path, names: list[str] | None, part: Shard | None, level: str, block: int | None, backbone: str | None, pretrained: str | None
 ) -> tuple[Path, dict[str, Summary]]:
     """(the features' folder, summary of each split). ``names``: the splits, None for all that are cached."""
-    from xmafast.backbone import backbone_for
     from xmafast.cache import build_features, feature_folder, open_splits
     from xmafast.cache.shards import open_part
     from xmafast.errors import CacheError
+    from xmafast.pretrained import backbone_for
     from xmafast.retriever import best_device
 
     found = open_splits(folder) if part is None else open_part(folder, part)

@@ -44,10 +44,10 @@ def import_official(
     Examples: xmafast import cross-modal pytorch_model.bin.4 --out runs/official | xmafast import mv-adapter best.pth --out runs/mv
     --backbone ViT-B-16
     """
-    from xmafast.backbone import load_backbone
     from xmafast.errors import RunError, UsageError
     from xmafast.official import import_official as read
     from xmafast.official.files import read_state_dict
+    from xmafast.pretrained import load_backbone
 
     if run.exists():
         raise UsageError(f"{run} exists already; name another --out, so that no run is overwritten.")

@@ -53,8 +53,8 @@ def index(
     """
     from xmafast.errors import UsageError
     from xmafast.index import Index, is_library
+    from xmafast.index.catalog import CATALOG
     from xmafast.index.sources import holds_cache, media
-    from xmafast.index.store import CATALOG
 
     library = is_library(source) and out_folder is None
     path = source if library else out_folder or workspace / "lib.xma"
@@ -118,12 +118,12 @@ def _model(
     name: str | None,
 ) -> tuple[Any, str | None, str | None]:
     """(retriever, where it comes from, its name in the library), None for what the library has already."""
-    from xmafast.backbone import load_backbone
     from xmafast.cli.workspace import frozen_backbone
     from xmafast.errors import UsageError
     from xmafast.index import Index
+    from xmafast.index.snapshot import revision
     from xmafast.index.sources import holds_cache
-    from xmafast.index.store import revision
+    from xmafast.pretrained import load_backbone
     from xmafast.retriever import Retriever, load
 
     if run is not None and backbone is not None:

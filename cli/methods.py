@@ -19,11 +19,11 @@ def methods(
     """List the methods with their trainable parameters and GMACs on a backbone. Loads no weights."""
     from rich.table import Table
 
-    from xmafast.backbone import meta_backbone
     from xmafast.errors import UsageError
     from xmafast.headers import SeqTransf
     from xmafast.macs import FRAMES, WORDS, count_macs
     from xmafast.methods import METHODS
+    from xmafast.pretrained import meta_backbone
 
     clip = meta_backbone(backbone)
     shape, frozen = clip.shape, count_macs(clip)

@@ -54,8 +54,8 @@ def run_cache(run: Path) -> Path:
 
 def frozen_backbone(cache: Path, name: str | None, pretrained: str | None) -> Backbone:
     """The backbone to use without a run: the one that was named, or the cache's default."""
-    from xmafast.backbone import backbone_for
     from xmafast.cache import open_splits
+    from xmafast.pretrained import backbone_for
 
     return backbone_for(next(iter(open_splits(cache).values())).attributes, name, pretrained)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from support import SMALL_TEXT, SMALL_TRUNK, demo_split, shallow, shallow_timm
 
-from xmafast.backbone import Backbone, load_backbone
+from xmafast.backbone import Backbone
 from xmafast.cache import build_cache
+from xmafast.pretrained import load_backbone
 
 if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # each process its share of the cores, and what it starts
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))

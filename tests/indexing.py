@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from xmafast.index import Index
+from xmafast.index.catalog import Adapter, Item
 from xmafast.index.sources import Entry, Frames
-from xmafast.index.store import Adapter, Item, Writer
+from xmafast.index.writer import Writer
 
 SETTINGS = {"frames": 4, "sampling": "fps", "size": 8}
 

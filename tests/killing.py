@@ -19,12 +19,12 @@ import numpy as np
 from support import demo_split
 
 from xmafast import retriever, training
-from xmafast.backbone import load_backbone
 from xmafast.cache import FrameCache, Shard, build, build_cache, build_features, merge, open_splits, pool
 from xmafast.cache.file import checksum
 from xmafast.cache.stream import write_stream
 from xmafast.datasets import Split
 from xmafast.errors import RunError, UsageError
+from xmafast.pretrained import load_backbone
 
 SMALL: dict[str, Any] = {"frames": 2, "sampling": "uniform", "size": 32}
 ROWS = 3

@@ -16,11 +16,12 @@ import timm
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from xmafast.backbone import DEMO, Backbone, load_backbone
+from xmafast.backbone import Backbone
 from xmafast.cache.decode import resolve_decoder
 from xmafast.datasets import demo
 from xmafast.datasets.base import Split, Video
 from xmafast.errors import UsageError
+from xmafast.pretrained import DEMO, load_backbone
 from xmafast.retriever import Retriever
 
 PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}

@@ -25,13 +25,14 @@ from support import ready
 from torch import Tensor
 
 from xmafast import training
-from xmafast.backbone import Backbone, load_backbone
+from xmafast.backbone import Backbone
 from xmafast.cache import FrameCache
 from xmafast.distributed import Processes, joined
 from xmafast.evaluation import rank_cache
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.losses import sharded_info_nce
 from xmafast.methods.stream import Stream
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import Retriever
 from xmafast.training import Recipe, Trainer
 from xmafast.training.data import Batch, Draw, Place

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from xmafast.backbone import Backbone, load_backbone
+    from xmafast.backbone import Backbone
     from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, merge, open_splits
     from xmafast.cache.stream import StreamFile, write_stream
-    from xmafast.data import FrameDataset
+    from xmafast.cache.torch_dataset import FrameDataset
     from xmafast.evaluation import evaluate
     from xmafast.index import Index
     from xmafast.methods import METHODS
     from xmafast.official import import_official
+    from xmafast.pretrained import load_backbone
     from xmafast.retriever import Retriever
     from xmafast.sharing import load
     from xmafast.training import train
@@ -28,7 +29,7 @@ _HOME = {
     "Backbone": "backbone",
     "FeatureCache": "cache",
     "FrameCache": "cache",
-    "FrameDataset": "data",
+    "FrameDataset": "cache.torch_dataset",
     "Index": "index",
     "Retriever": "retriever",
     "StreamFile": "cache.stream",
@@ -37,7 +38,7 @@ _HOME = {
     "evaluate": "evaluation",
     "import_official": "official",
     "load": "sharing",
-    "load_backbone": "backbone",
+    "load_backbone": "pretrained",
     "merge": "cache",
     "open_splits": "cache",
     "train": "training",

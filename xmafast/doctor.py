@@ -23,8 +23,8 @@ def examine(workspace: Path) -> list[Finding]:
     """Look at the machine; changes nothing and loads no weights."""
     import torch
 
-    from xmafast.backbone import DEMO
     from xmafast.cache.decode import PACKAGES, torchcodec_fault
+    from xmafast.pretrained import DEMO
     from xmafast.version import described
 
     findings = [

@@ -15,15 +15,15 @@ from torch import Tensor
 from xmafast.cache import FeatureCache, FrameCache, FrameReader, Status
 from xmafast.datasets import DATASETS
 from xmafast.distributed import ALONE, Processes
+from xmafast.distributed_ranks import rank_shared
 from xmafast.embeddings import Progress, adapt_frames, adapt_texts, embed_frames, embed_texts, queries_of, stored_embeddings
 from xmafast.errors import CacheError
 from xmafast.ranks import Ranks, found_by, r_sum, rank_both, rank_matrix
 from xmafast.rerank import NEED_BANK, Bank, Cosines, Settings, check, described, rerank
 from xmafast.retriever import Retriever
-from xmafast.shared_ranks import rank_shared
 
 if TYPE_CHECKING:
-    from xmafast.frozen import FrozenEmbeddings
+    from xmafast.frozen_embeddings import FrozenEmbeddings
 
 __all__ = ["Assessed", "Ranks", "assess", "counts", "evaluate", "protocol", "r_sum", "rank_both", "rank_cache", "rank_matrix"]
 

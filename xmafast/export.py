@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xmafast.backbone import DEMO, LOCAL_CONFIG, LOCAL_WEIGHTS, Backbone
+from xmafast.backbone import LOCAL_CONFIG, LOCAL_WEIGHTS, Backbone
 from xmafast.card import LICENCES, SAMPLES, Facts, card, facts_of
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods.combined import Combined
 from xmafast.methods.lora import LoRA
+from xmafast.pretrained import DEMO
 from xmafast.retriever import CONFIG, OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, load
 from xmafast.training.folder import is_interrupted
 

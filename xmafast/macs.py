@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from xmafast.backbone import Backbone, meta_backbone
+from xmafast.backbone import Backbone
 from xmafast.methods import METHODS
+from xmafast.pretrained import meta_backbone
 from xmafast.retriever import Retriever
 
 FRAMES, WORDS = 12, 32

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from xmafast import __version__
-from xmafast.backbone import LOCAL_CONFIG, Backbone, load_backbone
+from xmafast.backbone import LOCAL_CONFIG, Backbone
 from xmafast.cache.stream import StreamFile
 from xmafast.errors import BackboneError, RunError, UsageError, unknown
 from xmafast.files import write_atomically
@@ -25,13 +25,14 @@ from xmafast.kernels.dispatch import IMPLEMENTATIONS
 from xmafast.methods import METHODS, Method, Plug, build_method
 from xmafast.methods.base import Context
 from xmafast.methods.combined import Combined
-from xmafast.methods.dropping import check_dropping, dropping
-from xmafast.methods.last import ALL, above, adapted, check_blocks
-from xmafast.methods.patching import patched
+from xmafast.methods.last_blocks import ALL, above, adapted, check_blocks
+from xmafast.methods.patch_coefficient import patched
+from xmafast.methods.patch_dropping import check_dropping, dropping
 from xmafast.methods.routed import Routed
+from xmafast.pretrained import load_backbone
 
 if TYPE_CHECKING:
-    from xmafast.prefix import TextPrefix
+    from xmafast.text_prefix import TextPrefix
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OWN_BACKBONE = "./backbone"  # in a run's folder, where no name gives its backbone back
@@ -51,7 +52,7 @@ class Retriever(nn.Module):
     temperature: the header's, on un-normalised embeddings.
     impl: which kernels run, ``auto``, ``eager`` or ``triton`` (``xmafast.kernels``); an attribute, free to change.
     at_blocks: where the method acts, ``all``, or ``last:K``: in the last K vision blocks and the text blocks that pair with them
-        (``xmafast.methods.last``).
+        (``xmafast.methods.last_blocks``).
 
     Raises UsageError for an unknown method, option, header or impl.
     """
@@ -119,7 +120,7 @@ class Retriever(nn.Module):
 
     @property
     def patch(self) -> float:
-        """How much of what is trained acts, 0 to 1: 0 is the frozen model to the bit, 1 all of it (``xmafast.methods.patching``).
+        """How much of what is trained acts, 0 to 1: 0 is the frozen model to the bit, 1 all of it (``xmafast.methods.patch_coefficient``).
 
         Setting it raises UsageError outside 0..1, and between them for methods that do more than add to features.
         """
@@ -137,7 +138,7 @@ class Retriever(nn.Module):
 
     @property
     def patch_drop(self) -> float:
-        """The share of each image's patches that is dropped in training (``xmafast.methods.dropping``); 0 as published.
+        """The share of each image's patches that is dropped in training (``xmafast.methods.patch_dropping``); 0 as published.
 
         Setting it raises UsageError outside 0..1, and where patches cannot be dropped.
         """

@@ -16,10 +16,10 @@ import study
 import torch
 from PIL import Image
 from study_page import BLOCKS, FIGURES, check, write_page
-from study_plan import PARTS, ROWS, TINY, Size, jobs, rates
+from study_plan import ORDER, PARTS, ROWS, TINY, Size, jobs, rates
 from study_records import Records
 from study_stats import Interval, crossed, of_another_run, over_seeds
-from study_worker import told_apart
+from study_worker import new, told_apart
 
 from xmafast.evaluation import Embedded
 
@@ -272,3 +272,20 @@ def test_the_whole_study_runs_at_a_tiny_size(tmp_path, docs):
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert "OUTSIDE" not in again.stdout
     assert "demo/full/0: t2v R@1" in again.stdout
+
+
+@pytest.mark.parametrize("row", ROWS["motion"], ids=lambda row: row.name)
+def test_a_row_of_the_motion_task_sees_the_order_of_frames_as_the_table_says(row, demo_backbone):
+    retriever = new(row, demo_backbone, 4, seed=0).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in retriever.trained.values():  # away from a start at which nothing acts
+            parameter += 0.05 * torch.randn_like(parameter)
+        frames = torch.randint(0, 256, (2, 4, 96, 96, 3), dtype=torch.uint8)
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        text = retriever.encode_text(["a dog moving left", "a fish growing"]).float()
+        as_drawn, backwards = (
+            retriever.similarity(text, retriever.encode_frames(shown, mask).float(), mask) for shown in (frames, frames.flip(1))
+        )
+    differs = float((as_drawn - backwards).abs().max())
+    assert differs > 1e-4 if row.sees == ORDER else differs < 1e-5

@@ -4,10 +4,10 @@ import torch
 from safetensors.torch import save_file
 from support import shallow
 
-from xmafast.backbone import backbone_input, backbone_shape, load_backbone, meta_backbone, usable_backbones
 from xmafast.blocks import Places
 from xmafast.errors import BackboneError, UsageError
 from xmafast.methods import METHODS, build_method
+from xmafast.pretrained import backbone_input, backbone_shape, load_backbone, meta_backbone, usable_backbones
 
 CAPTIONS = ["a red heart", "a dog runs over the grass and a cat looks on"]
 
@@ -152,7 +152,7 @@ def test_openais_weights_bring_their_activation(monkeypatch):
         raise RuntimeError("offline")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    monkeypatch.setattr("xmafast.backbone.reachable", lambda hub: True)
+    monkeypatch.setattr("xmafast.pretrained.reachable", lambda hub: True)
     with pytest.raises(BackboneError, match="could not be downloaded: offline"):
         load_backbone("ViT-B/32")
     assert seen["force_quick_gelu"] is True

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.losses import total_loss
 from xmafast.methods import build_method
 from xmafast.methods.base import Context
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever
 
 SMALL = Shape(24, 3, 16, 3, 16, 1000)

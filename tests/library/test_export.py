@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xmafast import import_official
-from xmafast.backbone import load_backbone
 from xmafast.card import escape, needs_own_file
 from xmafast.errors import RunError, UsageError
 from xmafast.export import as_dtype, export, open_clip_config, portable
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import CONFIG, WEIGHTS, Retriever, load
 
 CAPTIONS = ["red heart", "owl", "a cat that laughs with tears"]

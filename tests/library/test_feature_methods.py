@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from support import demo_split, ready, second_backbone
 
 from xmafast import Retriever, evaluate, load, load_backbone, train
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.cache import FrameCache, build_cache, build_features, feature_folder
 from xmafast.errors import BackboneError, RunError, UsageError
 from xmafast.evaluation import r_sum, rank_cache
-from xmafast.fitting import ALPHAS, BETAS, fit_memory, remember
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.methods import build_method
+from xmafast.pretrained import backbone_shape
 from xmafast.training import batch_loss, training_split
 from xmafast.training.data import draw_frames, pick
+from xmafast.training.memory_fit import ALPHAS, BETAS, fit_memory, remember
 
 SHAPE = Shape(8, 2, 8, 2, 12, 1000)
 FAST = {"epochs": 2, "batch_size": 8, "lr": 1e-3}
@@ -279,7 +280,7 @@ def test_a_memory_is_fitted_saved_and_loaded(demo_backbone, caches, tmp_path):
 
 def test_equal_settings_leave_the_frozen_model_unless_keys_are_to_be_trained(demo_backbone, caches, monkeypatch):
     cache, rows, *_ = training_split([caches])
-    monkeypatch.setattr("xmafast.fitting.r_sum", lambda metrics: 100.0)
+    monkeypatch.setattr("xmafast.training.memory_fit.r_sum", lambda metrics: 100.0)
     for trainable_keys in (False, True):
         model = Retriever(demo_backbone, "memory", trainable_keys=trainable_keys)
         frozen, tried = FrozenEmbeddings(model, cache), []
@@ -295,7 +296,9 @@ def test_the_best_setting_on_validation_is_kept(demo_backbone, caches, monkeypat
     model = Retriever(demo_backbone, "memory")
     frozen = FrozenEmbeddings(model, cache)
     remember(model.method, frozen, cache, rows)
-    monkeypatch.setattr("xmafast.fitting.r_sum", lambda metrics: float(model.method.alpha == 0.5) + float(model.method.beta == 20))
+    monkeypatch.setattr(
+        "xmafast.training.memory_fit.r_sum", lambda metrics: float(model.method.alpha == 0.5) + float(model.method.beta == 20)
+    )
     found = fit_memory(model, model.method, (frozen, cache, rows[:3]), lambda row: None)
     assert (found["alpha"], found["beta"], float(model.method.alpha), float(model.method.beta)) == (0.5, 20, 0.5, 20)
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from support import ready, with_stream
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.cache import FrameCache
 from xmafast.errors import UsageError
 from xmafast.evaluation import assess
 from xmafast.headers import POOLING, SeqTransf
 from xmafast.losses import total_loss
 from xmafast.methods import METHODS
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever, load
 
 CAPTIONS = ["a red heart beats", "rain", "two cats"]

@@ -7,9 +7,9 @@ import open_clip
 import pytest
 import torch
 
-from xmafast.backbone import load_backbone
 from xmafast.errors import BackboneError
 from xmafast.hub import HubTokenizer, reachable
+from xmafast.pretrained import load_backbone
 
 NAME, SOURCE = "ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP"
 
@@ -24,7 +24,7 @@ def offline(monkeypatch):
 
 
 def test_a_backbone_without_its_tokenizers_files_counts_and_encodes_ids(siglip, offline, monkeypatch):
-    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
+    monkeypatch.setattr("xmafast.pretrained._build", lambda config: siglip.clip)
     backbone = load_backbone(NAME, "none")
     assert backbone.encode_text(torch.ones(1, 24, dtype=torch.long)).shape == (1, 192)
     with pytest.raises(BackboneError, match=f"The tokenizer '{SOURCE}' of {NAME} is not on this machine.*Be online once") as caught:
@@ -37,7 +37,7 @@ def test_a_backbone_without_its_tokenizers_files_counts_and_encodes_ids(siglip, 
     [("ViT-B-16-SigLIP", 0.5), ("PE-Core-B-16", 0.5), ("ViT-B-32", open_clip.OPENAI_DATASET_MEAN[0]), ("ViT-L-14-CLIPA", 0.485)],
 )
 def test_random_and_local_weights_are_normalised_as_the_models_first_tag_is(siglip, monkeypatch, name, mean):
-    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
+    monkeypatch.setattr("xmafast.pretrained._build", lambda config: siglip.clip)
     assert load_backbone(name, "none").mean[0, 0].item() == pytest.approx(mean)
 
 
@@ -68,8 +68,8 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
 
 def test_a_tokenizer_beside_a_local_weights_file_is_taken_from_there(siglip, offline, monkeypatch, tmp_path):
-    monkeypatch.setattr("xmafast.backbone._build", lambda config: siglip.clip)
-    monkeypatch.setattr("xmafast.backbone._load_file", lambda clip, path, name: clip)
+    monkeypatch.setattr("xmafast.pretrained._build", lambda config: siglip.clip)
+    monkeypatch.setattr("xmafast.pretrained._load_file", lambda clip, path, name: clip)
     asked = []
 
     def get_tokenizer(name):

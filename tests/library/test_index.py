@@ -15,8 +15,10 @@ from support import demo_split
 from xmafast.cache.lock import locked
 from xmafast.errors import CacheError, DataError, UsageError
 from xmafast.index import Filters, Index
-from xmafast.index.store import CATALOG, SCHEMA, Snapshot, Writer
+from xmafast.index.catalog import CATALOG, SCHEMA
+from xmafast.index.snapshot import Snapshot
 from xmafast.index.update import update
+from xmafast.index.writer import Writer
 from xmafast.kernels import similarity
 from xmafast.retriever import Retriever
 

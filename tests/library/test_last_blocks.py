@@ -4,14 +4,14 @@ import pytest
 import torch
 from support import ready, with_stream
 
-from xmafast import prefix
-from xmafast.backbone import Backbone, Shape, meta_backbone
+from xmafast.backbone import Backbone, Shape
 from xmafast.errors import UsageError
 from xmafast.losses import total_loss
 from xmafast.methods import METHODS
-from xmafast.methods.last import Adapted, adapted
-from xmafast.prefix import TextPrefix, text_prefix
+from xmafast.methods.last_blocks import Adapted, adapted
+from xmafast.pretrained import meta_backbone
 from xmafast.retriever import Retriever, load
+from xmafast.text_prefix import TextPrefix, prefix_bytes, text_prefix
 
 CAPTIONS = ["a red heart beats", "rain", "two cats on a very warm roof"]
 REFUSED = {  # of last:4 on the demo backbone
@@ -170,7 +170,7 @@ def test_kept_captions_are_those_of_the_text_blocks_below(request, name):
         used = end + 1 if backbone.shape.causal else len(theirs)
         torch.testing.assert_close(ours[:used], theirs[:used], rtol=1e-3, atol=1e-3)
         assert not ours[used:].any()
-    assert kept.bytes == prefix.prefix_bytes(model, CAPTIONS) > 0
+    assert kept.bytes == prefix_bytes(model, CAPTIONS) > 0
     assert kept.read(["another"]) is None
 
 
@@ -178,7 +178,7 @@ def test_captions_are_not_kept_where_they_would_not_fit_or_nothing_is_below(demo
     assert text_prefix(retriever(demo_backbone, blocks="all"), CAPTIONS) is None
     model = retriever(demo_backbone, blocks="last:2")
     assert text_prefix(model, CAPTIONS) is not None
-    monkeypatch.setattr(prefix, "MOST_BYTES", 100)
+    monkeypatch.setattr("xmafast.text_prefix.MOST_BYTES", 100)
     assert text_prefix(model, CAPTIONS) is None
 
 

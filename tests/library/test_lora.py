@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.methods import build_method
 from xmafast.methods.base import Context
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever
 
 SMALL = Shape(24, 2, 16, 2, 16, 1000)

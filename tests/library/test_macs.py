@@ -2,9 +2,9 @@
 
 import pytest
 
-from xmafast.backbone import backbone_shape, meta_backbone
 from xmafast.macs import FRAMES, WORDS, count_macs
 from xmafast.methods import METHODS
+from xmafast.pretrained import backbone_shape, meta_backbone
 
 
 def tower(tokens, width, depth):

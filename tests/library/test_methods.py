@@ -7,11 +7,12 @@ import torch
 from support import ready, with_stream
 from torch.profiler import ProfilerActivity, profile
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.evaluation import rank_both
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.methods import METHODS, build_method, pair_blocks
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever, load
 
 CAPTIONS = ["a red heart beats", "rain", "two cats"]
@@ -286,3 +287,8 @@ def test_options_outside_their_range_and_unknown_ones_are_refused():
         build_method("cross-modal", shape, rank=4)
     with pytest.raises(UsageError, match="Did you mean 'cross-modal'"):
         build_method("crossmodal", shape)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_stands_in_the_file_of_its_name(name):
+    assert METHODS[name].__module__ == f"xmafast.methods.{name.replace('-', '_')}"

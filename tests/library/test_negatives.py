@@ -14,7 +14,7 @@ from support import demo_split
 from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features
 from xmafast.cache.joined import JoinedFrames
 from xmafast.errors import UsageError
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.retriever import Retriever
 from xmafast.training import Interrupted, Recipe, Trainer, loop, train
 from xmafast.training.data import Plan

@@ -8,10 +8,10 @@ import torch
 from support import demo_split
 
 from xmafast import FrameCache
-from xmafast.backbone import load_backbone, meta_backbone
 from xmafast.cache import build_cache
 from xmafast.errors import UsageError
 from xmafast.methods import METHODS, build_method
+from xmafast.pretrained import load_backbone, meta_backbone
 from xmafast.retriever import Retriever
 from xmafast.training import Recipe, Trainer, make_optimizer, schedule, train, training_split
 from xmafast.training.recipe import BertAdam

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from xmafast.backbone import load_backbone
 from xmafast.errors import RunError, UsageError
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import Retriever, load
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from xmafast.backbone import backbone_shape
 from xmafast.errors import UsageError
 from xmafast.methods import build_method
+from xmafast.pretrained import backbone_shape
 from xmafast.retriever import Retriever, load
 
 CAPTIONS = ["a red heart beats", "rain"]

@@ -9,7 +9,7 @@ import pytest
 from support import demo_split
 
 from xmafast.cache import FrameCache, Shard, Status, build_cache, merge, open_splits, repair, verify
-from xmafast.data import FrameDataset
+from xmafast.cache.torch_dataset import FrameDataset
 from xmafast.errors import CacheError, UsageError
 
 OPTIONS = {"frames": 2, "sampling": "uniform", "size": 32, "workers": 1}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from xmafast.backbone import load_backbone, meta_backbone
 from xmafast.errors import UsageError
 from xmafast.methods import build_method
+from xmafast.pretrained import load_backbone, meta_backbone
 from xmafast.retriever import WEIGHTS, Retriever, load, stored_as
 
 CAPTIONS = ["a red heart beats", "rain"]

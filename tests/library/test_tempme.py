@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from xmafast.backbone import Shape, backbone_shape, meta_backbone
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.macs import count_macs
 from xmafast.methods import build_method
 from xmafast.methods.tempme import match, merge
+from xmafast.pretrained import backbone_shape, meta_backbone
 from xmafast.retriever import Retriever
 
 

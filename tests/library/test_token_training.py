@@ -7,11 +7,11 @@ import pytest
 import torch
 from support import demo_split
 
-from xmafast.backbone import load_backbone
 from xmafast.cache import FeatureCache, FrameCache, build_cache, build_features, feature_folder
 from xmafast.cache.joined import JoinedFrames
 from xmafast.errors import RunError, UsageError
 from xmafast.evaluation import embed, evaluate
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import Retriever, load
 from xmafast.training import Recipe, Trainer, train
 from xmafast.training.settings import settings_of_run

@@ -5,9 +5,9 @@ import pytest
 import torch
 from support import demo_split
 
-from xmafast.backbone import load_backbone
 from xmafast.cache import build_cache
 from xmafast.errors import CacheError, RunError, UsageError
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import load
 from xmafast.training import loop, schedule, train, training_split
 from xmafast.training.data import Plan

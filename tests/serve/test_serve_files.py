@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serving import CANARY, client_of
 
-from xmafast.index.store import token_of
+from xmafast.index.catalog import token_of
 from xmafast.serve import Limits, files
 from xmafast.serve.answers import Refused
 from xmafast.serve.files import open_item, span_of

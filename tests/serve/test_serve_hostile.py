@@ -12,7 +12,7 @@ import pytest
 from serving import CANARY, served
 
 from xmafast.index import Index
-from xmafast.index.store import token_of
+from xmafast.index.catalog import token_of
 from xmafast.serve import Limits
 from xmafast.serve.app import create_app
 

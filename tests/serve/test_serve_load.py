@@ -16,8 +16,9 @@ import pytest
 from support import demo_split
 
 from xmafast.index import Index
+from xmafast.index.catalog import Adapter, Item
 from xmafast.index.models import describe, model_of
-from xmafast.index.store import Adapter, Item, Writer
+from xmafast.index.writer import Writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 CLIPS, FRAMES = 10_000, 12

@@ -89,7 +89,7 @@ def _decode_again(cache: FrameCache, workers: int | None, time_limit: float, pro
 
 
 def _again(cache: FeatureCache, progress: Callable[[int, int], None] | None) -> Summary:
-    from xmafast.backbone import load_backbone
+    from xmafast.pretrained import load_backbone
     from xmafast.retriever import best_device
 
     a = cache.attributes

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmafast.errors import CacheError, UsageError
+from xmafast.index.catalog import CATALOG, is_library
+from xmafast.index.snapshot import Snapshot, revision
 from xmafast.index.sources import CacheSource, FolderSource, Progress, Source, holds_cache, media, same_place
-from xmafast.index.store import CATALOG, Snapshot, is_library, revision
 from xmafast.index.update import Updated, update
 from xmafast.retriever import Retriever
 

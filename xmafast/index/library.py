@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from xmafast.embeddings import embed_texts
 from xmafast.errors import DataError, UsageError, unknown
+from xmafast.index.catalog import Adapter, Item, token_of
 from xmafast.index.models import Models
 from xmafast.index.scoring import (
     BestFrame,
@@ -29,8 +30,8 @@ from xmafast.index.scoring import (
     frame_shares,
     tensor_of,
 )
+from xmafast.index.snapshot import Snapshot, revision
 from xmafast.index.sources import Progress, read_frames
-from xmafast.index.store import Adapter, Item, Snapshot, revision, token_of
 from xmafast.index.update import Updated, embed
 from xmafast.kernels import pool
 from xmafast.retriever import Retriever, best_device

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from xmafast.backbone import Backbone, load_backbone
+from xmafast.backbone import Backbone
 from xmafast.errors import BackboneError, CacheError, RunError
-from xmafast.index.store import ADAPTERS, Adapter
+from xmafast.index.catalog import ADAPTERS, Adapter
+from xmafast.pretrained import load_backbone
 from xmafast.retriever import Retriever, load
 
 

@@ -12,10 +12,11 @@ import torch
 
 from xmafast import __version__
 from xmafast.errors import CacheError, DataError, UsageError, unknown
+from xmafast.index.catalog import THUMBS, WORK, Adapter, Item
 from xmafast.index.models import Models, describe, keep_copy, model_of
 from xmafast.index.scoring import pooled_of
 from xmafast.index.sources import Entry, Frames, Progress, Source, same_place, thumbnails
-from xmafast.index.store import THUMBS, WORK, Adapter, Item, Writer
+from xmafast.index.writer import Writer
 from xmafast.precision import autocast
 from xmafast.retriever import Retriever, best_device
 

@@ -1,4 +1,10 @@
-"""What can be trained on a frozen backbone: one file per method, and their names."""
+"""What can be trained on a frozen backbone, and the names.
+
+One file for each method, called as the method is: ``st-adapter`` is ``st_adapter.py``. Beside them ``base.py``, the contract that all keep;
+``combined.py``, several at once (``--plug``); ``last_blocks.py``, on the last blocks alone (``--blocks last:K``);
+``patch_coefficient.py``, how much of a method acts; ``patch_dropping.py``, fewer patches in training; and ``common/``, what several
+methods are made of.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +13,37 @@ from typing import Any
 
 from xmafast.backbone import Shape
 from xmafast.errors import unknown
-from xmafast.methods.adapters import AdaptFormer, Convpass, PlainAdapter, STAdapter
+from xmafast.methods.adapter import PlainAdapter
+from xmafast.methods.adaptformer import AdaptFormer
 from xmafast.methods.base import Method, pair_blocks
+from xmafast.methods.bias import Bias
+from xmafast.methods.clip_adapter import CLIPAdapter
+from xmafast.methods.clip_lora import CLIPLoRA
 from xmafast.methods.combined import Combined
+from xmafast.methods.convpass import Convpass
+from xmafast.methods.coop import CoOp
+from xmafast.methods.coupled import Coupled
 from xmafast.methods.cross_modal import CrossModalAdapter
+from xmafast.methods.dgl import DGL
 from xmafast.methods.disco import Disco
-from xmafast.methods.features import CLIPAdapter
+from xmafast.methods.full import Full
 from xmafast.methods.hada import HADA
-from xmafast.methods.lora import CLIPLoRA, LoRA
+from xmafast.methods.lora import LoRA
+from xmafast.methods.maple import MaPLe
 from xmafast.methods.memory import Memory
+from xmafast.methods.mrs import MRS
+from xmafast.methods.multi_head import MultiHeadAdapter
 from xmafast.methods.mv_adapter import MVAdapter
-from xmafast.methods.prompts import VPT, CoOp, MaPLe, VLPrompt
+from xmafast.methods.partial import Partial
+from xmafast.methods.projection import Projection
 from xmafast.methods.routed import Routed
-from xmafast.methods.shared import MRS, MultiHeadAdapter, UniAdapter
+from xmafast.methods.st_adapter import STAdapter
 from xmafast.methods.stream import Stream
 from xmafast.methods.tempme import TempMe
-from xmafast.methods.tuning import Bias, Full, Partial, Projection
-from xmafast.methods.video_prompts import DGL, Coupled, VoP
+from xmafast.methods.uniadapter import UniAdapter
+from xmafast.methods.vl_prompt import VLPrompt
+from xmafast.methods.vop import VoP
+from xmafast.methods.vpt import VPT
 
 _ALL = (
     CrossModalAdapter,

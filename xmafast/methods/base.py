@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
-from xmafast.methods.tuned import Tuned
+from xmafast.methods.common.tuned import Tuned
 
 if TYPE_CHECKING:
     from xmafast.retriever import Retriever
@@ -86,7 +86,9 @@ class Method(nn.Module):
     moves_tokens: ClassVar[bool] = False  # it merges or drops some
     rewrites_attention: ClassVar[bool] = False  # it gives tokens other results than the attention's own
     apart: ClassVar[str] = ""  # why it goes with no other method, as the rest of a sentence
-    all_blocks: ClassVar[str] = ""  # why it cannot act in the last blocks alone (``xmafast.methods.last``), as the rest of a sentence
+    all_blocks: ClassVar[str] = (
+        ""  # why it cannot act in the last blocks alone (``xmafast.methods.last_blocks``), as the rest of a sentence
+    )
     scalable: ClassVar[bool] = True  # all that it does is additive, so that a patch coefficient can scale it
     reads_stream: ClassVar[bool] = False  # it reads features of another stream of the videos
     on_features: ClassVar[bool] = False  # it acts on final embeddings alone, and is trained on those of the frozen backbone
@@ -160,6 +162,12 @@ class Method(nn.Module):
     def trainable(self) -> int:
         """The number of trained parameters; one shared by both encoders counts once."""
         return sum(p.numel() for p in self.parameters())
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise UsageError for a size below 1; ``bottleneck`` is named as the command line's option."""
+    if value < 1:
+        raise UsageError(f"{'--' if name == 'bottleneck' else ''}{name} must be at least 1, not {value}.")
 
 
 def quick_gelu(x: Tensor) -> Tensor:

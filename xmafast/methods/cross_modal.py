@@ -23,8 +23,8 @@ from xmafast.backbone import Shape
 from xmafast.blocks import MapThenNorm, Places
 from xmafast.errors import UsageError, unknown
 from xmafast.kernels import adapter, adapter_norm
-from xmafast.methods.base import Context, Method, pair_blocks
-from xmafast.methods.tuned import Tuned, biases
+from xmafast.methods.base import Context, Method, at_least_one, pair_blocks
+from xmafast.methods.common.tuned import Tuned, biases
 
 SITES = ("attention", "mlp")
 INIT_STD = 0.01
@@ -101,8 +101,7 @@ class CrossModalAdapter(Method):
     ) -> None:
         super().__init__()
         narrow = min(shape.vision_width, shape.text_width)
-        if bottleneck < 1:
-            raise UsageError(f"--bottleneck must be at least 1, not {bottleneck}.")
+        at_least_one("bottleneck", bottleneck)
         if not 0 <= shared <= narrow:
             raise UsageError(f"--shared must lie between 0 and {narrow}, the narrower encoder's width, not {shared}.")
         if sites not in ("both", *SITES):

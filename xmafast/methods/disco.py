@@ -28,7 +28,7 @@ from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
 from xmafast.kernels import info_nce_from_scores
-from xmafast.methods.base import Batch, Context, Method, quick_gelu
+from xmafast.methods.base import Batch, Context, Method, at_least_one, quick_gelu
 from xmafast.precision import autocast
 
 BIAS_STD = 1e-6
@@ -78,8 +78,7 @@ class Disco(Method):
         distill: float = 1.0,
     ) -> None:
         super().__init__()
-        if bottleneck < 1:
-            raise UsageError(f"--bottleneck must be at least 1, not {bottleneck}.")
+        at_least_one("bottleneck", bottleneck)
         if not 1 <= vision_blocks <= shape.vision_depth or not 0 <= text_blocks <= shape.text_depth:
             raise UsageError(
                 f"vision_blocks must lie between 1 and {shape.vision_depth}, text_blocks between 0 and {shape.text_depth}, "

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xmafast.backbone import Shape, backbone_shape
+from xmafast.backbone import Shape
 from xmafast.errors import UsageError
-from xmafast.methods.features import FeatureMethod
+from xmafast.methods.common.on_features import FeatureMethod
+from xmafast.pretrained import backbone_shape
 
 
 class Fusion(nn.Module):

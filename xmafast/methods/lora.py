@@ -2,9 +2,7 @@
 
     W x + s B A x,   A (r, D), B (., r); A kaiming-uniform, B zero, so that each starts as the frozen model
 
-lora:       one A for q, k and v together, B (3D, r), s = 1, r = 8: the base of TempMe and DiscoVLA (Hu et al., arXiv 2106.09685)
-clip-lora:  an A and a B for each of q, k, v; s = alpha / sqrt(r), r = 2, dropout 0.25 on x (Zanella and Ben Ayed, arXiv 2405.18541; its
-            code divides by the root, its paper by r)
+One A for q, k and v together, B (3D, r), s = 1, r = 8: the base of TempMe and DiscoVLA (Hu et al., ICLR 2022, arXiv 2106.09685).
 
 ``Retriever.merge`` adds the updates to copies of the projections: then it costs what the frozen model costs.
 """
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
-from xmafast.methods.base import Context, Method
+from xmafast.methods.base import Context, Method, at_least_one
 
 # open_clip's own blocks, timm's with one projection, timm's with three
 _PROJECTIONS = (("attn.in_proj_weight",), ("attn.qkv.weight",), ("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"))
@@ -72,8 +70,7 @@ class LoRA(Method):
 
     def __init__(self, shape: Shape, rank: int = 8, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
-        if rank < 1:
-            raise UsageError(f"rank must be at least 1, not {rank}.")
+        at_least_one("rank", rank)
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout must lie between 0 and 1, not {dropout}.")
         self.rank, self.scale, self.folded = rank, scale, False
@@ -113,23 +110,6 @@ class LoRA(Method):
                 update = (patch * self.scale * module.product()).chunk(len(keys))
                 result |= {key: own[key] + part.to(own[key]) for key, part in zip(keys, update, strict=True)}
         return result
-
-
-class CLIPLoRA(LoRA):
-    """rank: r; alpha: of the scale alpha / sqrt(r)."""
-
-    name = "clip-lora"
-    paper = "CLIP-LoRA, Zanella and Ben Ayed, CVPR workshops 2024, arXiv 2405.18541"
-    licence = "none given"
-    default_lr = 2e-4
-    groups = 3
-
-    def __init__(self, shape: Shape, rank: int = 2, alpha: float = 1.0, dropout: float = 0.25) -> None:
-        super().__init__(shape, rank, alpha / math.sqrt(max(1, rank)), dropout)
-        self.alpha = alpha
-
-    def options(self) -> dict[str, Any]:
-        return {"rank": self.rank, "alpha": self.alpha, "dropout": self.dropout.p}
 
 
 def _names(tensors: Mapping[str, Any], vision: bool, block: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ f normalised,
 
 each at the length that it had, so that a header which reads lengths still can. A caption thus moves towards the videos of the training
 captions that are like it, and a frame towards the captions of the training videos that are like it. alpha and beta are chosen on the
-validation split (``xmafast/fitting.py``). It is our retrieval form of XMAdapter (arXiv 2404.12588), which needs class labels.
+validation split (``xmafast/training/memory_fit.py``). It is our retrieval form of XMAdapter (arXiv 2404.12588), which needs class labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xmafast.backbone import Shape
 from xmafast.errors import UsageError
-from xmafast.methods.features import FeatureMethod
+from xmafast.methods.common.on_features import FeatureMethod
 
 ALPHA, BETA = 1.0, 10.0  # until they are chosen
 

@@ -48,7 +48,7 @@ from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError, unknown
 from xmafast.methods.base import Context, Method, pair_blocks, quick_gelu
-from xmafast.methods.tuned import Tuned, biases
+from xmafast.methods.common.tuned import Tuned, biases
 
 KRONECKER = "kronecker"
 TYINGS = ("down-in", "down-out", "up-in", "up-out", KRONECKER)

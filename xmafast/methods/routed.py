@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from xmafast.backbone import Shape
 from xmafast.errors import UsageError, unknown
-from xmafast.methods.lora import CLIPLoRA, LoRA, product, update
+from xmafast.methods.base import at_least_one
+from xmafast.methods.clip_lora import CLIPLoRA
+from xmafast.methods.lora import LoRA, product, update
 
 ROUTE_INIT = 1e-3
 
@@ -78,8 +80,7 @@ class Routed(LoRA):
         datasets: str = "",
     ) -> None:
         for name, value in (("skills", skills), ("heads", heads)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}.")
+            at_least_one(name, value)
         for what, width in (("image tower's", shape.vision_width), ("text's", shape.text_width)):
             if width % heads:
                 raise UsageError(f"heads must divide the {what} width, {width}; {heads} do not.")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
-from xmafast.methods.base import Context, Method
+from xmafast.methods.base import Context, Method, at_least_one
 
 MASKED = -1e4
 
@@ -69,9 +69,8 @@ class Stream(Method):
         self, shape: Shape, bottleneck: int = 64, heads: int = 4, blocks: int = 4, stream_width: int = 512, scale: float = 1.0
     ) -> None:
         super().__init__()
-        for name, value in (("--bottleneck", bottleneck), ("heads", heads), ("stream_width", stream_width)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}.")
+        for name, value in (("bottleneck", bottleneck), ("heads", heads), ("stream_width", stream_width)):
+            at_least_one(name, value)
         if bottleneck % heads:
             raise UsageError(f"heads must divide --bottleneck, {bottleneck}; {heads} do not.")
         if not 1 <= blocks <= shape.vision_depth:

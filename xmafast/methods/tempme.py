@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from xmafast.backbone import Shape
 from xmafast.blocks import Places
 from xmafast.errors import UsageError
-from xmafast.methods.base import Context, Method
+from xmafast.methods.base import Context, Method, at_least_one
 
 FACTORS = (2, 2)  # clips that become one, in the first two joining blocks; the third joins all
 LATE = len(FACTORS) + 2  # joining blocks and the last one
@@ -103,8 +103,7 @@ class TempMe(Method):
             raise UsageError("tempme needs a class token in each frame, and this backbone's image tower has none.")
         if shape.rotary:
             raise UsageError("tempme cannot merge patches here: this backbone's image tower needs their rotary positions in every block.")
-        if frames < 1:
-            raise UsageError(f"frames must be at least 1, not {frames}.")
+        at_least_one("frames", frames)
         if not all(0 <= share < 0.5 for share in (image_share, token_share)) or not 0 <= clip_share <= 0.5:
             raise UsageError("image_share, clip_share and token_share must lie between 0 and 0.5: at most every second token is merged.")
         self.frames, self.image_share, self.clip_share, self.token_share = frames, image_share, clip_share, token_share

@@ -11,10 +11,11 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
-from xmafast.backbone import Backbone, own_backbone
+from xmafast.backbone import Backbone
 from xmafast.errors import RunError, UsageError
-from xmafast.methods.tuned import biases
+from xmafast.methods.common.tuned import biases
 from xmafast.official.tensors import Layout, Published
+from xmafast.pretrained import own_backbone
 
 ENCODERS = {"visual.": "vision width", "": "text width"}  # what a block's name begins with -> the size of its width
 OUTSIDE: Layout = {

@@ -22,7 +22,7 @@ from xmafast.embeddings import embed_texts
 from xmafast.errors import DataError, UsageError, XmafastError, unknown
 from xmafast.files import IMAGES
 from xmafast.index import Filters, Found, Index
-from xmafast.index.store import token_of
+from xmafast.index.catalog import token_of
 from xmafast.kernels import pool
 from xmafast.serve.answers import Refused, unavailable
 from xmafast.serve.limits import Limits

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from xmafast.distributed import Processes
 from xmafast.errors import UsageError
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.losses import sharded_contrastive_loss
 from xmafast.methods.base import Batch, Method
 from xmafast.methods.combined import Combined

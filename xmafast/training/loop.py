@@ -19,7 +19,7 @@ from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import ALONE, Processes
 from xmafast.embeddings import Progress
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.losses import contrastive_loss, total_loss
 from xmafast.retriever import Retriever
 from xmafast.training.data import Batch, Draw, Place, Plan, read_ahead, read_now

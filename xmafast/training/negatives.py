@@ -15,11 +15,11 @@ import torch
 from xmafast.cache import FeatureCache, FrameReader
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import ALONE, Processes
+from xmafast.distributed_ranks import in_batches
 from xmafast.embeddings import VIDEOS_AT_ONCE, Progress, adapt_frames, adapt_texts, embed_frames, embed_texts
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.kernels import topk_over_frames
 from xmafast.retriever import Retriever
-from xmafast.shared_ranks import in_batches
 from xmafast.training.split import datasets_of
 
 SPARE = 8  # more are asked for than are kept, as some show what the caption says too

@@ -19,12 +19,11 @@ from xmafast.distributed import Lost, Processes, joined, orphaned
 from xmafast.embeddings import Progress
 from xmafast.errors import RunError, UsageError
 from xmafast.evaluation import protocol, r_sum
-from xmafast.fitting import RULE, fit_memory, remember
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.methods import Plug
 from xmafast.methods.memory import Memory
-from xmafast.prefix import TextPrefix, text_prefix
 from xmafast.retriever import WEIGHTS, Retriever
+from xmafast.text_prefix import TextPrefix, text_prefix
 from xmafast.training.checkpoint import (
     CHECKPOINT,
     Cadence,
@@ -38,6 +37,7 @@ from xmafast.training.folder import check_free, clear_scratch, empty_folder, wri
 from xmafast.training.gradients import check_micro_batch
 from xmafast.training.log import LOG, Log, NoLog, Profile, TensorBoard, peak_memory, require_tensorboard
 from xmafast.training.loop import Diverged, Step, Trainer
+from xmafast.training.memory_fit import RULE, fit_memory, remember
 from xmafast.training.recipe import Recipe
 from xmafast.training.settings import (
     CONFIG,

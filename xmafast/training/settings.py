@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from xmafast import __version__
-from xmafast.backbone import Backbone, backbone_for, load_backbone
+from xmafast.backbone import Backbone
 from xmafast.cache.stream import StreamFile
 from xmafast.errors import RunError, UsageError, unknown
 from xmafast.methods import METHODS, Plug
-from xmafast.methods.last import ALL
+from xmafast.methods.last_blocks import ALL
 from xmafast.methods.memory import Memory
+from xmafast.pretrained import backbone_for, load_backbone
 from xmafast.retriever import CONFIG as ADAPTER_CONFIG
 from xmafast.retriever import OWN_BACKBONE, WEIGHTS, Retriever, adapter_folder, best_device
 from xmafast.training.recipe import Recipe, recipe_for

@@ -8,7 +8,7 @@ from xmafast.cache import FeatureCache
 from xmafast.cache.joined import JoinedFrames
 from xmafast.distributed import ALONE, Processes
 from xmafast.evaluation import rank_cache
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.retriever import Retriever
 from xmafast.training.split import Split, datasets_of
 

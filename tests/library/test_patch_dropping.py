@@ -6,7 +6,7 @@ import torch
 from xmafast.backbone import Shape
 from xmafast.errors import UsageError
 from xmafast.methods import METHODS
-from xmafast.methods.dropping import check_dropping, dropping
+from xmafast.methods.patch_dropping import check_dropping, dropping
 from xmafast.retriever import Retriever
 from xmafast.training import train
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import rivals
+import kernels_rivals as rivals
 import torch
-from case import OURS, Case, Form, Setup, against, compiled, doubled, nbytes, ours, pairs, step, tolerances
+from kernels_case import OURS, Case, Form, Setup, against, compiled, doubled, nbytes, ours, pairs, step, tolerances
 from torch import Tensor
 
 from xmafast import kernels

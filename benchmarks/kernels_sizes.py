@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from case import Case, Setup
-from retrieval_cases import ranks, similarity, text_conditioned, text_conditioned_ranks, text_conditioned_training, topk
-from training_cases import adapter, adapter_dx, info_nce, patches
+from kernels_case import Case, Setup
+from kernels_retrieval import ranks, similarity, text_conditioned, text_conditioned_ranks, text_conditioned_training, topk
+from kernels_training import adapter, adapter_dx, info_nce, patches
 
 BIG = {"rows": 76_800, "width": 768}  # tokens of 128 videos of 12 frames, ViT-B/32
 BUILD: dict[str, Callable[..., Case]] = {

@@ -1,6 +1,4 @@
-"""Methods that act on the final embeddings alone; they train from the embedding cache, without the backbone.
-
-clip-adapter (Gao et al., arXiv 2110.04544):
+"""CLIP-Adapter (Gao et al., IJCV 2024, arXiv 2110.04544).
 
     f' = a ReLU(W2 ReLU(W1 f)) + (1 - a) f,  W1 (D / reduction, D), W2 (D, D / reduction), no biases
 
@@ -16,27 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from xmafast.backbone import Shape
-from xmafast.blocks import EMPTY, Places
 from xmafast.errors import UsageError, unknown
-from xmafast.methods.base import Context, Method
+from xmafast.methods.common.on_features import FeatureMethod
 
 TOWERS = ("both", "vision", "text")
-
-
-class FeatureMethod(Method):
-    """A method without a place in any block."""
-
-    family = "feature"
-    licence = "none published"
-    default_header = "mean"
-    default_lr = 1e-3
-    on_features = True
-
-    def vision_places(self, block: int, context: Context) -> Places:
-        return EMPTY
-
-    def text_places(self, block: int, context: Context) -> Places:
-        return EMPTY
 
 
 class Bottleneck(nn.Module):

@@ -18,7 +18,7 @@ from xmafast.ranks import Ranks, ranks_of
 from xmafast.retriever import Retriever
 
 if TYPE_CHECKING:
-    from xmafast.frozen import FrozenEmbeddings
+    from xmafast.frozen_embeddings import FrozenEmbeddings
 
 TEXTS_AT_ONCE = 256
 

@@ -17,7 +17,7 @@ from xmafast.backbone import Shape
 from xmafast.blocks import EMPTY, Places
 from xmafast.errors import UsageError
 from xmafast.methods.base import Method, pair_blocks
-from xmafast.methods.tuning import block_of, with_block
+from xmafast.methods.common.tuning import block_of, with_block
 
 ALL = "all"
 T = TypeVar("T")

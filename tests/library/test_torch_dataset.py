@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 import xmafast
 from xmafast.cache import FrameCache
-from xmafast.data import FrameDataset
+from xmafast.cache.torch_dataset import FrameDataset
 from xmafast.errors import CacheError
 
 

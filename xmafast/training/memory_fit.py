@@ -10,7 +10,7 @@ import torch
 
 from xmafast.cache import FrameReader
 from xmafast.evaluation import r_sum, rank_cache
-from xmafast.frozen import FrozenEmbeddings
+from xmafast.frozen_embeddings import FrozenEmbeddings
 from xmafast.kernels import pool
 from xmafast.methods.memory import Memory
 from xmafast.retriever import Retriever
