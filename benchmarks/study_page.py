@@ -8,30 +8,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from study_figures import Mark, curves, ranges
-from study_plan import ADAPTER, CONDITIONAL, CROSS_MODAL, FULL, MV_ADAPTER, ORDER, PARTS, ROWS, Size, jobs
+from study_plan import ADAPTER, CROSS_MODAL, FULL, MV_ADAPTER, ORDER, PARTS, ROWS, jobs
+from study_results import (
+    CHANCE,
+    SIDES,
+    Missing,
+    Rows,
+    both,
+    difference,
+    hits,
+    need,
+    number,
+    peaks_of,
+    percent_of_full,
+    runs,
+    seconds_of,
+    size_of,
+    table,
+    twins,
+)
+from study_short import short
 from study_stats import Interval, crossed, of_another_run, over_seeds
 
 from xmafast.report.charts import Series
 
-Rows = dict[str, Any]
-SIDES = ("t2v", "v2t")
-CHANCE = 50.0
 FLOOR = 3.0  # points that one run may differ by on another machine, where seeds agree more than that
 BLOCK = re.compile(r"(<!-- study:(?P<name>[a-z-]+) -->\n).*?(<!-- /study -->)", re.S)
-
-
-class Missing(Exception):
-    """parts: which are not wholly recorded."""
-
-    def __init__(self, parts: Sequence[str], done: int, total: int) -> None:
-        needs = "".join(f" This part is left out unless asked for: {CONDITIONAL[part]}." for part in parts if part in CONDITIONAL)
-        super().__init__(
-            f"*Not yet run ({done} of {total} runs are recorded): `{' '.join(['python benchmarks/study.py', *parts])}`.*{needs}"
-        )
 
 
 def write_page(records: Rows, docs: Path) -> None:
@@ -57,48 +62,6 @@ def write_page(records: Rows, docs: Path) -> None:
     page.write_text(BLOCK.sub(filled, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def need(records: Rows, *parts: str) -> None:
-    """Raise Missing where not every run of these parts is recorded."""
-    keys = [job.key for job in jobs(parts, size_of(records))]
-    done = sum(key in records for key in keys)
-    if done < len(keys):
-        raise Missing(parts, done, len(keys))
-
-
-def size_of(records: Rows) -> Size:
-    stored = records.get("size")
-    return Size(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}) if stored else Size()
-
-
-def runs(records: Rows, part: str, name: str) -> list[Rows]:
-    """A row's runs, by seed. A frozen model's one run stands for every seed."""
-    seeds = size_of(records).seeds
-    return [records.get(f"{part}/{name}/{seed}") or records[f"{part}/{name}/0"] for seed in range(seeds)]
-
-
-def hits(records: Rows, part: str, name: str, side: str, k: int = 1) -> np.ndarray:
-    """Percent of each seed and query: (seeds, queries). Folds are different queries, and together one seed's."""
-    found = [(np.asarray(run[side]) <= k) * 100.0 for run in runs(records, part, name)]
-    return np.concatenate(found)[None] if part == "folds" else np.stack(found)
-
-
-def both(records: Rows, part: str, name: str) -> tuple[np.ndarray, list[int]]:
-    """R@1 of both directions, and the item that each query is of, so that its two queries are drawn together."""
-    sides = [hits(records, part, name, side) for side in SIDES]
-    return np.concatenate(sides, 1), [*range(sides[0].shape[1])] * 2
-
-
-def difference(records: Rows, part: str, name: str, other: str) -> Interval:
-    """Of two rows' R@1 of both directions, query by query and seed by seed."""
-    own, groups = both(records, part, name)
-    return crossed(own - both(records, part, other)[0], groups)
-
-
-def number(value: Interval, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
-
-
 def verdict(name: str, other: str, value: Interval, unit: str = "points of R@1") -> str:
     if value.sign:
         return f"{name} is {'ahead of' if value.sign > 0 else 'behind'} {other} by {number(Interval(*sorted_by_size(value)))} {unit}"
@@ -108,11 +71,6 @@ def verdict(name: str, other: str, value: Interval, unit: str = "points of R@1")
 def sorted_by_size(value: Interval) -> tuple[float, float, float]:
     """A difference without its sign: a row that is behind by 2 [1, 3]."""
     return (value.mean, value.low, value.high) if value.mean > 0 else (-value.mean, -value.high, -value.low)
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def size_cell(run: Rows) -> str:
@@ -235,12 +193,6 @@ def _said_of_motion(told: dict[str, Interval]) -> list[str]:
     return said
 
 
-def twins(found: Sequence[Rows]) -> tuple[np.ndarray, list[int]]:
-    """(seeds, captions that need time) in percent, and the pair that each is of: a cache has each clip's twin beside it."""
-    keep = [i for i, value in enumerate(found[0]["twins"]) if value is not None]
-    return np.array([[run["twins"][i] * 100.0 for i in keep] for run in found]), [i // 2 for i in range(len(keep))]
-
-
 def swap(records: Rows) -> tuple[str, dict[str, str]]:
     """One backbone in memory, and whichever adapter is asked for."""
     need(records, "swap")
@@ -264,15 +216,10 @@ def swap(records: Rows) -> tuple[str, dict[str, str]]:
 def cost(records: Rows) -> tuple[str, dict[str, str]]:
     """Time of whole trainings and memory of a step, against full fine-tuning."""
     need(records, "demo", "memory")
-    seconds = {row.name: [run["cpu_seconds"] for run in runs(records, "demo", row.name)] for row in ROWS["memory"]}
-    peaks = {
-        row.name: [records[f"memory/{row.name}/{n}"]["peak_mb"] for n in range(min(3, size_of(records).seeds))] for row in ROWS["memory"]
-    }
     body, said = [], []
     for row in ROWS["memory"]:
-        time = over_seeds(np.divide(seconds[row.name], seconds[FULL.name]) * 100)
-        peak = over_seeds(np.divide(peaks[row.name], peaks[FULL.name]) * 100)
-        mean = f"{np.mean(seconds[row.name]):.1f} s", f"{np.mean(peaks[row.name]):.0f} MB"
+        time, peak = (percent_of_full(found, records, row.name) for found in (seconds_of, peaks_of))
+        mean = f"{np.mean(seconds_of(records, row.name)):.1f} s", f"{np.mean(peaks_of(records, row.name)):.0f} MB"
         body.append([row.name, mean[0], number(time), mean[1], number(peak)])
         if row.name != FULL.name:
             said.append(f"{row.name} takes {time.mean:.0f} % of full fine-tuning's time and {peak.mean:.0f} % of its memory")
@@ -313,6 +260,7 @@ def run_on(records: Rows) -> tuple[str, dict[str, str]]:
 
 
 BLOCKS: dict[str, Callable[[Rows], tuple[str, dict[str, str]]]] = {
+    "short": short,
     "adapters": adapters,
     "sharing": sharing,
     "sizes": sizes,
