@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from study_figures import Mark, curves, ranges
-from study_plan import ADAPTER, CROSS_MODAL, FULL, MV_ADAPTER, ORDER, PARTS, ROWS, jobs
+from study_plan import ADAPTER, CROSS_MODAL, FROZEN, FULL, MV_ADAPTER, ORDER, PARTS, ROWS, jobs
 from study_results import (
     CHANCE,
     SIDES,
@@ -233,7 +233,7 @@ def stills(records: Rows) -> tuple[str, dict[str, str]]:
 
 
 def unseen(records: Rows) -> tuple[str, dict[str, str]]:
-    pairs = [(row.name, FULL.name) for row in ROWS["unseen"] if row is not FULL]
+    pairs = [(row.name, FROZEN.name) for row in ROWS["unseen"] if row is not FROZEN] + [(CROSS_MODAL.name, FULL.name)]
     return _compared(records, "unseen", ("t2v R@1", "v2t R@1"), pairs, "The test emoji seen by no pretraining in any design")
 
 
