@@ -97,6 +97,10 @@ def adapters(records: Rows) -> tuple[str, dict[str, str]]:
         for part, where in (("demo", "on the fixed split"), ("folds", "by cross-validation")):
             found = difference(records, part, row.name, FULL.name)
             said.append(f"{where}, {verdict(f'{row.name} ({percent:.2f} % of the parameters)', 'full fine-tuning', found)}")
+    whole = difference(records, "folds", FULL.name, FROZEN.name).mean
+    for row in (CROSS_MODAL, ADAPTER, MV_ADAPTER):
+        part_of_it = difference(records, "folds", row.name, FROZEN.name).mean
+        said.append(f"by cross-validation, {row.name} gains {part_of_it:.1f} of the {whole:.1f} points that full fine-tuning gains")
     head = ("", "trained", "fixed split, t2v R@1", "v2t R@1", "five folds, t2v R@1", "v2t R@1")
     figure = ranges("R@1 of both directions over all 600 clips", marks, "R@1, both directions, five folds, 95 %")
     return f"{table(head, body)}\n\n{said_in_list(said)}", {"adapters": figure}
